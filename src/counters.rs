@@ -1,0 +1,228 @@
+//! Counters: one writer each, readers anywhere. Dropped, late, refused, truncated: each has one.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A counter or gauge with a single writer. Readers see it some nanoseconds late.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
+
+    /// Only the owning thread may call this: load and store, no locked instruction.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! causes {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            pub const ALL: &'static [$name] = &[$($name::$variant,)*];
+            pub const COUNT: usize = $name::ALL.len();
+
+            /// The name under which stats and logs show it.
+            pub const fn text(self) -> &'static str {
+                match self { $($name::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+causes! {
+    /// Why a received media packet is not on disk.
+    DropCause {
+        /// The port has no recording and never had one.
+        NoSession = "no_session",
+        /// The recording of that port has ended.
+        AfterEnd = "after_end",
+        /// Raw format only: neither RTP nor RTCP, so it has no place in a file of codec bytes.
+        NotRtp = "not_rtp",
+        /// Raw format only: RTCP is counted in the manifest, not written.
+        Rtcp = "rtcp_in_raw",
+        /// Raw format only: a payload type that is not the file's codec (telephone-event, comfort noise).
+        OtherPayload = "other_payload_in_raw",
+        /// All write blocks are in use: the disk is too slow.
+        NoBlock = "no_block",
+        /// This file's writes are too far behind.
+        QueueFull = "write_queue_full",
+        /// The write failed; the log names file and error.
+        WriteFailed = "write_failed",
+    }
+}
+
+causes! {
+    /// Why an INVITE got no recording.
+    RefuseCause {
+        NotRecording = "not_a_recording_session",
+        BadRequest = "bad_request",
+        BadExtension = "bad_extension",
+        UnsupportedBody = "unsupported_body",
+        NotAcceptable = "not_acceptable",
+        NoSlot = "max_sessions",
+        NoPort = "no_port",
+        Draining = "draining",
+        Overload = "overload",
+        OpenFailed = "open_failed",
+        OpenTimeout = "open_timeout",
+        Cancelled = "cancelled",
+    }
+}
+
+/// What one reactor counts. It is the only writer.
+#[derive(Debug)]
+pub struct ReactorCounters {
+    /// Media datagrams and their bytes (UDP payload), as received.
+    pub packets: Counter,
+    pub bytes: Counter,
+    /// Media datagrams whose record the kernel has taken (the write has completed).
+    pub recorded_packets: Counter,
+    pub recorded_bytes: Counter,
+    /// Media datagrams in blocks not yet written. received = recorded + staged + Σ dropped, and staged is 0 at a quiet moment.
+    pub staged_packets: Counter,
+    pub dropped: [Counter; DropCause::COUNT],
+    /// Datagrams longer than a receive buffer; recorded as far as they fit.
+    pub truncated: Counter,
+    /// Datagrams that the kernel dropped before we could receive them (SO_MEMINFO), seen so far.
+    pub kernel_dropped: Counter,
+    /// Times the receive buffers ran out; the datagrams wait in their sockets.
+    pub buffers_exhausted: Counter,
+    pub turns: Counter,
+    pub blocks_total: Counter,
+    pub blocks_used: Counter,
+    pub disk_writes: Counter,
+    pub disk_bytes: Counter,
+    pub disk_errors: Counter,
+    pub sip_datagrams: Counter,
+    /// SIP messages that control had no room for; the peer retransmits.
+    pub sip_overload: Counter,
+    pub sip_sent: Counter,
+    pub sip_send_errors: Counter,
+    pub tcp_accepted: Counter,
+    pub tcp_refused: Counter,
+    pub tcp_open: Counter,
+    /// Connections closed because what came could not be framed.
+    pub tcp_unframeable: Counter,
+    /// Connections closed for want of progress.
+    pub tcp_timeout: Counter,
+    /// Completions of operations whose slot has moved on.
+    pub stale_completions: Counter,
+}
+
+impl Default for ReactorCounters {
+    fn default() -> Self {
+        // Every field is a `Counter`, and the array has no `Default` of its own length.
+        ReactorCounters {
+            dropped: [const { Counter::new() }; DropCause::COUNT],
+            packets: Counter::new(),
+            bytes: Counter::new(),
+            recorded_packets: Counter::new(),
+            recorded_bytes: Counter::new(),
+            staged_packets: Counter::new(),
+            truncated: Counter::new(),
+            kernel_dropped: Counter::new(),
+            buffers_exhausted: Counter::new(),
+            turns: Counter::new(),
+            blocks_total: Counter::new(),
+            blocks_used: Counter::new(),
+            disk_writes: Counter::new(),
+            disk_bytes: Counter::new(),
+            disk_errors: Counter::new(),
+            sip_datagrams: Counter::new(),
+            sip_overload: Counter::new(),
+            sip_sent: Counter::new(),
+            sip_send_errors: Counter::new(),
+            tcp_accepted: Counter::new(),
+            tcp_refused: Counter::new(),
+            tcp_open: Counter::new(),
+            tcp_unframeable: Counter::new(),
+            tcp_timeout: Counter::new(),
+            stale_completions: Counter::new(),
+        }
+    }
+}
+
+/// What the control plane counts. The control thread is the only writer.
+#[derive(Debug)]
+pub struct SessionCounters {
+    pub active: Counter,
+    /// Recording sessions answered 200.
+    pub total: Counter,
+    pub refused: [Counter; RefuseCause::COUNT],
+    /// Requests by method, in the order of `proto::sip::Method::ALL`.
+    pub requests: [Counter; 16],
+    /// Responses sent, by status code.
+    pub responses: Box<[Counter; 700]>,
+    /// Messages that could not be parsed at all and got no response.
+    pub malformed: Counter,
+    /// Requests answered 400.
+    pub bad_requests: Counter,
+    pub retransmissions_received: Counter,
+    pub retransmissions_sent: Counter,
+    /// Messages that match no transaction or dialog and ask for no answer.
+    pub stray: Counter,
+    pub metadata_bodies: Counter,
+    pub metadata_not_understood: Counter,
+    pub ack_timeouts: Counter,
+    pub ports_free: Counter,
+    pub ports_used: Counter,
+    pub ports_cooling: Counter,
+    pub transactions: Counter,
+    pub transactions_full: Counter,
+    /// Recordings whole under their final name, and those that could not be committed.
+    pub committed: Counter,
+    pub commits_failed: Counter,
+    /// Media sockets, write blocks: recordings that ended with something missing.
+    pub incomplete: Counter,
+}
+
+impl Default for SessionCounters {
+    fn default() -> Self {
+        SessionCounters {
+            refused: [const { Counter::new() }; RefuseCause::COUNT],
+            requests: [const { Counter::new() }; 16],
+            responses: Box::new([const { Counter::new() }; 700]),
+            active: Counter::new(),
+            total: Counter::new(),
+            malformed: Counter::new(),
+            bad_requests: Counter::new(),
+            retransmissions_received: Counter::new(),
+            retransmissions_sent: Counter::new(),
+            stray: Counter::new(),
+            metadata_bodies: Counter::new(),
+            metadata_not_understood: Counter::new(),
+            ack_timeouts: Counter::new(),
+            ports_free: Counter::new(),
+            ports_used: Counter::new(),
+            ports_cooling: Counter::new(),
+            transactions: Counter::new(),
+            transactions_full: Counter::new(),
+            committed: Counter::new(),
+            commits_failed: Counter::new(),
+            incomplete: Counter::new(),
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Every queue, pool, loop, message and file has its limit here, with the reason for it.
+
+use std::time::Duration;
+
+// ---- messages ---------------------------------------------------------------------------------------------------
+
+/// Start line and headers of one SIP message. Deployed SRCs send at most 4 KiB in all; 64 KiB is what a datagram could carry.
+pub const SIP_HEAD_MAX: usize = 64 * 1024;
+/// Body of one SIP message: the largest metadata accepted plus SDP and delimiters.
+pub const SIP_BODY_MAX: usize = 512 * 1024;
+/// Header fields in one message, each line of a repeated field counted. The longest seen in the wild has 41.
+pub const SIP_HEADERS_MAX: usize = 128;
+/// Parts of one multipart body: deployed SRCs send two or three.
+pub const MULTIPART_PARTS_MAX: usize = 16;
+/// RFC 2046 §5.1.1.
+pub const BOUNDARY_MAX: usize = 70;
+/// One SDP body.
+pub const SDP_MAX: usize = 64 * 1024;
+/// m-lines of one offer, the removed ones included (they are never taken out again, RFC 3264 §8).
+pub const M_LINES_MAX: usize = 32;
+/// Formats of one m-line: the payload type is seven bits.
+pub const FORMATS_MAX: usize = 128;
+/// One rs-metadata body. Larger ones are kept as received, up to `SIP_BODY_MAX`, but not read.
+pub const METADATA_MAX: usize = 256 * 1024;
+/// Elements of one rs-metadata body.
+pub const METADATA_ELEMENTS_MAX: usize = 10_000;
+/// Nesting of one rs-metadata body; RFC 7865 needs four.
+pub const METADATA_DEPTH_MAX: usize = 32;
+/// Attributes of one element.
+pub const METADATA_ATTRIBUTES_MAX: usize = 64;
+/// A 200 that does not fit a datagram without fragments is lost by some firewalls, so answers stay below this where they can.
+pub const ANSWER_BYTES_WANTED: usize = 1_300;
+
+// ---- SIP timers (RFC 3261 §17, Table 4) -------------------------------------------------------------------------
+
+pub const T1: Duration = Duration::from_millis(500);
+pub const T2: Duration = Duration::from_secs(4);
+pub const T4: Duration = Duration::from_secs(5);
+/// 64·T1: how long a transaction may wait for its peer.
+pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(32);
+/// Retry-After of a refusal for want of room: long enough to spread retries, short enough to come back after a drain.
+pub const RETRY_AFTER_SECONDS: u32 = 10;
+/// How long a drain waits for the answers to its BYEs before it stops without them.
+pub const BYE_GRACE: Duration = Duration::from_secs(2);
+/// An INVITE is refused with 503 when its files are not open by then: the SRC gives up at 32 s (timer B).
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+// ---- sessions ---------------------------------------------------------------------------------------------------
+
+/// Recording sessions at once, when neither a flag nor the ports give fewer.
+pub const SESSIONS_MAX: usize = 100_000;
+/// Server transactions alive at once, per session slot: INVITE, BYE and two re-INVITEs within 32 s, and as many strays.
+pub const TRANSACTIONS_PER_SESSION: usize = 8;
+/// Transactions beyond the per-session share, so that a box with few slots can still refuse politely.
+pub const TRANSACTIONS_BASE: usize = 4_096;
+/// SIP messages of one dialog that are kept while its files are being opened: INVITE, 100 and retransmissions.
+pub const SIGNALS_PENDING_MAX: usize = 16;
+/// Streams of one recording that are recorded; further m-lines are answered with port 0.
+pub const STREAMS_PER_RECORDING_MAX: usize = 16;
+/// rs-metadata bodies kept per recording: an update a second for an hour. Later ones are counted, not kept.
+pub const METADATA_BODIES_MAX: usize = 3_600;
+/// Bytes of the Call-ID shown in the session table; the manifest has it whole.
+pub const TABLE_TEXT: usize = 64;
+
+// ---- threads ----------------------------------------------------------------------------------------------------
+
+/// Events waiting for the control thread. At 2,000 calls/s this is two seconds of INVITE, ACK and BYE; then reactors
+/// drop new requests (counted), and SIP retransmits them.
+pub const EVENTS_MAX: usize = 16_384;
+/// Commands waiting for one reactor.
+pub const COMMANDS_MAX: usize = 16_384;
+/// Recordings waiting to be hashed, synced and renamed.
+pub const COMMITS_MAX: usize = 131_072;
+/// Events that the control thread handles before it looks at its timers.
+pub const EVENTS_PER_TURN: usize = 256;
+/// Reactors: one per core.
+pub const REACTORS_MAX: usize = 64;
+
+// ---- reactor ----------------------------------------------------------------------------------------------------
+
+/// Submission queue entries: what one turn may queue before it submits.
+pub const SQ_ENTRIES: u32 = 4_096;
+/// Completion queue entries: more than all receive buffers and operations in flight, so that it cannot overflow.
+pub const CQ_ENTRIES: u32 = 65_536;
+/// Completions handled in one turn, before commands and timers get theirs.
+pub const COMPLETIONS_PER_TURN: usize = 8_192;
+/// Commands handled in one turn.
+pub const COMMANDS_PER_TURN: usize = 256;
+/// Receive buffers for media, per reactor: 10 ms at 200,000 packets/s. The socket buffers absorb what is longer.
+pub const MEDIA_BUFFERS: u16 = 2_048;
+/// One media receive buffer: recvmsg header, address and control, then a datagram of the usual MTU.
+pub const MEDIA_BUFFER_SIZE: usize = 2_048;
+/// Receive buffers for SIP datagrams, per reactor.
+pub const SIP_BUFFERS: u16 = 64;
+/// One SIP receive buffer: recvmsg header, address and control, then the largest datagram.
+pub const SIP_BUFFER_SIZE: usize = 68 * 1024;
+/// Receive buffers for TCP connections, per reactor.
+pub const TCP_BUFFERS: u16 = 256;
+pub const TCP_BUFFER_SIZE: usize = 8 * 1024;
+/// TCP connections per reactor; an SBC opens a handful.
+pub const TCP_CONNECTIONS: usize = 512;
+/// Bytes waiting to be sent on one TCP connection; a peer that does not read is disconnected.
+pub const TCP_SEND_QUEUE: usize = 1024 * 1024;
+/// A TCP peer that has begun a message must finish it within this time.
+pub const TCP_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A TCP connection without a message or keepalive for this long is closed; RFC 5626 §4.4.1 keepalives come every 95-120 s.
+pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
+/// SIP datagrams being sent at once, per reactor.
+pub const SENDS_IN_FLIGHT: usize = 1_024;
+/// Least time the reactor sleeps while media arrives: recorders have no latency to protect, batches are cheaper.
+pub const BATCH_WAIT: Duration = Duration::from_millis(2);
+/// The same while an INVITE waits for its files or a peer for its answer.
+pub const BATCH_WAIT_BUSY: Duration = Duration::from_micros(200);
+/// Completions that end the sleep early.
+pub const BATCH_COMPLETIONS: usize = 512;
+/// How often blocks are looked at for their age, and sockets for their drops.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
+pub const MEDIA_RCVBUF: usize = 256 * 1024;
+/// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.
+pub const SIP_RCVBUF: usize = 4 * 1024 * 1024;
+/// File descriptors kept back from the media ports: TCP connections, rings, stats clients, files being committed.
+pub const DESCRIPTORS_RESERVED: usize = 2_048;
+
+// ---- disk -------------------------------------------------------------------------------------------------------
+
+/// One write block. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and, at 4 KiB, packets.
+pub const BLOCK_SIZE: usize = 64 * 1024;
+/// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
+pub const WRITES_QUEUED_PER_FILE: usize = 8;
+/// Disk operations in flight, per reactor.
+pub const DISK_OPS: usize = 4_096;
+/// Workers of the kernel that write for one reactor.
+pub const DISK_WORKERS: u32 = 8;
+/// Blocks beyond one per file, per reactor: writes in flight while the next block fills, for a disk stall of a few seconds.
+pub const BLOCKS_SPARE: usize = 1_024;
+/// Attempts to commit a recording before it is left as `.part` and reported.
+pub const COMMIT_ATTEMPTS: u32 = 3;
+/// Recordings committed together: one sync of the file system serves them all.
+pub const COMMIT_BATCH: usize = 1_024;
+
+const _: () = assert!(BLOCK_SIZE.is_multiple_of(4_096));
+const _: () = assert!(MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two());
+// The completion queue holds every buffer and every operation at once.
+const _: () = assert!(
+    CQ_ENTRIES as usize
+        > MEDIA_BUFFERS as usize + SIP_BUFFERS as usize + TCP_BUFFERS as usize + DISK_OPS + SENDS_IN_FLIGHT + TCP_CONNECTIONS * 2
+);
+// A block holds the largest record: a media datagram, or a SIP message as one frame.
+const _: () = assert!(BLOCK_SIZE > MEDIA_BUFFER_SIZE + 128);
+
+// ---- media ------------------------------------------------------------------------------------------------------
+
+/// SSRCs told apart per stream; packets of further ones are recorded and counted under the last.
+pub const SSRCS_PER_STREAM: usize = 8;
+/// A sequence jump up to this is loss; beyond it the source has restarted (RFC 3550 A.1, MAX_DROPOUT).
+pub const SEQ_DROPOUT_MAX: u16 = 3_000;
+/// Packets this far behind the newest are late, not a restart (RFC 3550 A.1, MAX_MISORDER).
+pub const SEQ_MISORDER_MAX: u16 = 100;
+/// RTP time that runs away from arrival time by more than this is a new media clock: raw files are placed by arrival again.
+pub const CLOCK_JUMP_MAX: Duration = Duration::from_secs(2);
+
+// ---- stats socket -----------------------------------------------------------------------------------------------
+
+/// Clients served at once; further ones wait in the backlog.
+pub const STATS_CLIENTS: usize = 16;
+/// One command line.
+pub const STATS_LINE_MAX: usize = 1_024;
+/// A stats client that neither asks nor reads for this long is closed.
+pub const STATS_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,0 +1,67 @@
+//! The data plane: datagrams in, records in write blocks out. Pure; it never sees a session, a socket or a file.
+//!
+//! The one copy of a packet happens here: from the receive buffer into the recording's block, as a whole record. A block
+//! that is full or old leaves as a [`Write`]; the engine owns it until its completion and gives it back to the pool.
+
+pub mod recording;
+pub mod stream;
+
+use std::net::SocketAddr;
+
+use crate::clock::Wall;
+
+pub use recording::Recording;
+
+/// A write block: [`crate::limits::BLOCK_SIZE`] bytes, mapped at start, owned by exactly one of pool, recording, write.
+pub type Block = &'static mut [u8];
+
+/// Where blocks come from. `None`: all are in use.
+pub trait Blocks {
+    fn take(&mut self) -> Option<Block>;
+    fn give(&mut self, block: Block);
+}
+
+/// Which port of the pair a datagram came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Channel {
+    Rtp,
+    Rtcp,
+}
+
+/// One received datagram.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// Kernel receive time.
+    pub at: Wall,
+    pub from: SocketAddr,
+    pub to: SocketAddr,
+    pub bytes: &'a [u8],
+}
+
+/// One write that the engine has to do. Writes of one file are done in the order in which they are returned.
+#[derive(Debug)]
+pub struct Write {
+    /// Index of the file within the recording: pcap 0; raw the stream's index.
+    pub file: u8,
+    pub place: Place,
+    pub data: Data,
+    /// What is lost if the write fails, and recorded when it completes: media datagrams and their bytes.
+    pub packets: u32,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// At the end of what has been written so far. A failed write leaves no hole: the next takes its place.
+    Append,
+    /// At this byte.
+    At(u64),
+}
+
+#[derive(Debug)]
+pub enum Data {
+    /// The first `len` bytes of the block.
+    Block { block: Block, len: usize },
+    /// `len` times this byte: the codec's silence over a gap.
+    Fill { byte: u8, len: u64 },
+}

@@ -1,0 +1,1 @@
+//! The session table (to be written).
