@@ -61,6 +61,8 @@ pub const STREAMS_PER_RECORDING_MAX: usize = 16;
 pub const METADATA_BODIES_MAX: usize = 3_600;
 /// Bytes of the Call-ID shown in the session table; the manifest has it whole.
 pub const TABLE_TEXT: usize = 64;
+/// Attempts of one table read. A write takes some 20 ns, so a reader that fails this often met a writer that was preempted.
+pub const TABLE_READ_ATTEMPTS: usize = 10_000;
 
 // ---- threads ----------------------------------------------------------------------------------------------------
 

@@ -7,17 +7,22 @@
 //!
 //! No 200 leaves before the reactor has said that the files exist and the ports are armed.
 
+pub mod seqlock;
 pub mod table;
 
 use bytes::Bytes;
+use rand::rngs::StdRng;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::{Mono, Wall};
+use crate::clock::{Mono, Now, Wall};
+use crate::counters::SessionCounters;
 use crate::proto::manifest::{Format, Manifest};
 use crate::proto::sdp::Codec;
+use table::Table;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Transport {
@@ -84,23 +89,50 @@ impl fmt::Display for Failure {
 #[derive(Debug)]
 pub enum Event {
     /// One whole SIP message (framed on streams; on UDP one datagram).
-    Message { flow: Flow, bytes: Bytes, at: Wall },
+    Message {
+        flow: Flow,
+        bytes: Bytes,
+        at: Wall,
+    },
     /// The connection is gone; nothing can be sent on it.
-    Disconnected { reactor: u8, connection: ConnectionKey },
+    Disconnected {
+        reactor: u8,
+        connection: ConnectionKey,
+    },
     /// The files exist and the ports of all streams are armed.
-    Opened { key: RecordingKey },
+    Opened {
+        key: RecordingKey,
+    },
     /// Nothing is left behind on disk.
-    OpenFailed { key: RecordingKey, failure: Failure },
+    OpenFailed {
+        key: RecordingKey,
+        failure: Failure,
+    },
     /// The streams added by `Command::Change` are armed, the removed ones are silent.
-    Changed { key: RecordingKey },
-    ChangeFailed { key: RecordingKey, failure: Failure },
+    Changed {
+        key: RecordingKey,
+    },
+    ChangeFailed {
+        key: RecordingKey,
+        failure: Failure,
+    },
     /// The recording's ports are silent and its slot may be used again. The commit goes on.
-    Closed { key: RecordingKey },
+    Closed {
+        key: RecordingKey,
+    },
     /// Whole, synced, under its final name. `incomplete` says that something is missing, and the manifest what.
-    Committed { id: String, incomplete: bool },
-    CommitFailed { id: String, failure: Failure },
+    Committed {
+        id: String,
+        incomplete: bool,
+    },
+    CommitFailed {
+        id: String,
+        failure: Failure,
+    },
     /// No new sessions from now on. Running ones are ended with BYE after `grace`.
-    Drain { grace: Duration },
+    Drain {
+        grace: Duration,
+    },
 }
 
 /// Everything the control plane can ask for. Each goes to one reactor ([`Command::reactor`]).
@@ -228,3 +260,46 @@ pub enum Notice {
 
 /// When the control plane wants to be called again.
 pub type Wake = Option<Mono>;
+
+/// The control plane's whole state. One thread owns it.
+pub struct Sessions {
+    rules: Rules,
+    counters: Arc<SessionCounters>,
+    table: Arc<Table>,
+    rng: StdRng,
+    notices: Vec<Notice>,
+    setup_times: Vec<u64>,
+}
+
+impl Sessions {
+    /// `table` has at least `rules.sessions_max` slots, and no other writer.
+    pub fn new(rules: Rules, counters: Arc<SessionCounters>, table: Arc<Table>, rng: StdRng) -> Sessions {
+        Sessions { rules, counters, table, rng, notices: Vec::new(), setup_times: Vec::new() }
+    }
+
+    /// Takes one event; what follows from it is appended to `out`, in the order in which it is to be done.
+    pub fn handle(&mut self, _now: Now, _event: Event, _out: &mut Vec<Command>) {}
+
+    /// Does what is due. To be called when [`Sessions::next_wake`] has come; earlier or later is harmless.
+    pub fn timeout(&mut self, _now: Now, _out: &mut Vec<Command>) {}
+
+    /// When [`Sessions::timeout`] is to be called next, if nothing happens before.
+    pub fn next_wake(&self) -> Wake {
+        None
+    }
+
+    /// A drain has ended: no recording is left in memory, every commit is reported, every BYE answered or given up.
+    pub fn drained(&self) -> bool {
+        false
+    }
+
+    /// What is worth a log line since the last call.
+    pub fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// Nanoseconds from INVITE to 200 of the sessions established since the last call.
+    pub fn setup_times(&mut self) -> std::vec::Drain<'_, u64> {
+        self.setup_times.drain(..)
+    }
+}
