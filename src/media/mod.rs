@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 
 use crate::clock::Wall;
 
-pub use recording::Recording;
+pub use recording::{Recording, StreamSpec};
 
 /// A write block: [`crate::limits::BLOCK_SIZE`] bytes, mapped at start, owned by exactly one of pool, recording, write.
 pub type Block = &'static mut [u8];
@@ -35,6 +35,18 @@ pub struct Packet<'a> {
     pub at: Wall,
     pub from: SocketAddr,
     pub to: SocketAddr,
+    pub bytes: &'a [u8],
+}
+
+/// One SIP message of the dialog, as it was on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Signal<'a> {
+    pub at: Wall,
+    /// From `peer` to `local`; otherwise the other way.
+    pub received: bool,
+    pub tcp: bool,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
     pub bytes: &'a [u8],
 }
 
