@@ -75,6 +75,8 @@ pub const COMMANDS_MAX: usize = 16_384;
 pub const COMMITS_MAX: usize = 131_072;
 /// Events that the control thread handles before it looks at its timers.
 pub const EVENTS_PER_TURN: usize = 256;
+/// How long the control thread sleeps when nothing is due: gauges are no older than this.
+pub const CONTROL_IDLE: Duration = Duration::from_secs(1);
 /// Reactors: one per core.
 pub const REACTORS_MAX: usize = 64;
 
@@ -115,8 +117,14 @@ pub const BATCH_WAIT: Duration = Duration::from_millis(2);
 pub const BATCH_WAIT_BUSY: Duration = Duration::from_micros(200);
 /// Completions that end the sleep early.
 pub const BATCH_COMPLETIONS: usize = 512;
+/// How long a reactor that stops waits for bytes that TCP peers have not taken yet.
+pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often blocks are looked at for their age, and sockets for their drops.
 pub const TICK: Duration = Duration::from_millis(100);
+/// Every open recording is looked at at least this often.
+pub const SWEEP_MAX: Duration = Duration::from_secs(1);
+/// How long ports stay open after the dialog's end: what the kernel received before the BYE is still on its way to us.
+pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.
@@ -126,6 +134,10 @@ pub const DESCRIPTORS_RESERVED: usize = 2_048;
 
 // ---- disk -------------------------------------------------------------------------------------------------------
 
+/// Different problems listed in one manifest.
+pub const PROBLEMS_MAX: usize = 64;
+/// Jobs waiting for the directory thread, per reactor: an INVITE, its metadata and its end, for each of 4,000 calls.
+pub const DIRECTORY_JOBS_MAX: usize = 16_384;
 /// One write block. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and, at 4 KiB, packets.
 pub const BLOCK_SIZE: usize = 64 * 1024;
 /// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
@@ -142,11 +154,18 @@ pub const COMMIT_ATTEMPTS: u32 = 3;
 pub const COMMIT_BATCH: usize = 1_024;
 
 const _: () = assert!(BLOCK_SIZE.is_multiple_of(4_096));
-const _: () = assert!(MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two());
+const _: () = assert!(
+    MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two()
+);
 // The completion queue holds every buffer and every operation at once.
 const _: () = assert!(
     CQ_ENTRIES as usize
-        > MEDIA_BUFFERS as usize + SIP_BUFFERS as usize + TCP_BUFFERS as usize + DISK_OPS + SENDS_IN_FLIGHT + TCP_CONNECTIONS * 2
+        > MEDIA_BUFFERS as usize
+            + SIP_BUFFERS as usize
+            + TCP_BUFFERS as usize
+            + DISK_OPS
+            + SENDS_IN_FLIGHT
+            + TCP_CONNECTIONS * 2
 );
 // A block holds the largest record: a media datagram, or a SIP message as one frame.
 const _: () = assert!(BLOCK_SIZE > MEDIA_BUFFER_SIZE + 128);

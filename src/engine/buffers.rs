@@ -62,7 +62,8 @@ impl Buffers {
     /// Makes all buffers given so far visible to the kernel.
     pub fn publish(&self) {
         // SAFETY: the tail is a u16 within the first entry, aligned, written by us alone and read by the kernel.
-        unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring).cast_mut()) }.store(self.tail, Ordering::Release);
+        unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring).cast_mut()) }
+            .store(self.tail, Ordering::Release);
     }
 }
 
@@ -80,7 +81,10 @@ fn map(bytes: usize) -> Result<*mut u8, String> {
         )
     };
     if memory == libc::MAP_FAILED {
-        return Err(format!("no memory for {bytes} bytes of receive buffers: {}", std::io::Error::last_os_error()));
+        return Err(format!(
+            "no memory for {bytes} bytes of receive buffers: {}",
+            std::io::Error::last_os_error()
+        ));
     }
     Ok(memory.cast())
 }

@@ -147,14 +147,18 @@ impl Commit {
         let mut parents = BTreeSet::new();
         let mut events = Vec::new();
         for finished in ready {
-            let (part, whole) = (self.root.join(format!("{}.part", finished.path)), self.root.join(&finished.path));
+            let (part, whole) =
+                (self.root.join(format!("{}.part", finished.path)), self.root.join(&finished.path));
             let Manifest { id, problems, .. } = finished.manifest;
             events.push(match fs::rename(&part, &whole) {
                 Ok(()) => {
                     parents.extend(whole.parent().map(Path::to_path_buf));
                     Event::Committed { id, incomplete: !problems.is_empty() }
                 }
-                Err(e) => Event::CommitFailed { id, failure: failure("rename", format!("{}.part", finished.path), &e) },
+                Err(e) => Event::CommitFailed {
+                    id,
+                    failure: failure("rename", format!("{}.part", finished.path), &e),
+                },
             });
         }
         for parent in parents {

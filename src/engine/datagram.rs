@@ -10,6 +10,8 @@ use crate::clock::Wall;
 const NAME: usize = size_of::<libc::sockaddr_in6>();
 /// Room for the control messages: a timestamp (16 + 16) and a destination address (16 + 20, aligned to 8).
 const CONTROL: usize = 32 + 40;
+/// What the kernel writes first: four lengths.
+const HEADER: usize = 16;
 const _: () = assert!(NAME == 28 && size_of::<libc::timespec>() == 16 && size_of::<libc::cmsghdr>() == 16);
 
 /// One received datagram; the bytes are still in the receive buffer.
@@ -43,11 +45,15 @@ pub fn parse<'a>(buffer: &'a [u8], template: &libc::msghdr) -> Option<Datagram<'
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => at = timestamp(data),
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = ipv4(data.get(8..12)?).map(IpAddr::V4),
-            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => to = ipv6(data.get(..16)?).map(|ip| ip.to_canonical()),
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                to = ipv6(data.get(..16)?).map(|ip| ip.to_canonical())
+            }
             _ => {}
         }
     }
-    Some(Datagram { from, to, at, bytes: message.payload_data(), truncated: message.is_payload_truncated() })
+    // The crate's slices borrow its view; the payload is what follows name and control in the buffer.
+    let bytes = buffer.get(HEADER + NAME + CONTROL..)?;
+    Some(Datagram { from, to, at, bytes, truncated: message.is_payload_truncated() })
 }
 
 /// A sockaddr_in or sockaddr_in6 as bytes. v4-mapped addresses become IPv4.

@@ -24,12 +24,26 @@ const FILE_MODE: u32 = 0o640;
 #[derive(Debug)]
 pub enum Job {
     /// Make `path` (with `.part`) and the files in it, each with its header.
-    Create { key: RecordingKey, path: String, files: Vec<NewFile>, small: Vec<SmallFile> },
+    Create {
+        key: RecordingKey,
+        path: String,
+        files: Vec<NewFile>,
+        small: Vec<SmallFile>,
+    },
     /// More media files for a recording that is open.
-    Add { key: RecordingKey, path: String, files: Vec<NewFile> },
-    Small { key: RecordingKey, path: String, file: SmallFile },
+    Add {
+        key: RecordingKey,
+        path: String,
+        files: Vec<NewFile>,
+    },
+    Small {
+        path: String,
+        file: SmallFile,
+    },
     /// Nothing of it was ever accepted: remove the directory.
-    Discard { path: String },
+    Discard {
+        path: String,
+    },
     Commit(Box<Finished>),
 }
 
@@ -56,7 +70,12 @@ pub struct Directory {
 }
 
 impl Directory {
-    pub fn new(root: PathBuf, jobs: Receiver<Job>, reactors: Vec<Mailbox>, commits: Sender<Box<Finished>>) -> Directory {
+    pub fn new(
+        root: PathBuf,
+        jobs: Receiver<Job>,
+        reactors: Vec<Mailbox>,
+        commits: Sender<Box<Finished>>,
+    ) -> Directory {
         Directory { root, jobs, reactors, commits, problems: HashMap::new() }
     }
 
@@ -80,7 +99,7 @@ impl Directory {
                 let result = self.media_files(&path, &files);
                 self.answer(key, result);
             }
-            Job::Small { path, file, .. } => {
+            Job::Small { path, file } => {
                 if let Err(failure) = self.small_file(&path, &file) {
                     tracing::error!(path = failure.path, errno = failure.errno, "cannot {}", failure.what);
                     self.problems.entry(path).or_default().push(format!("{} not kept: {failure}", file.name));

@@ -43,7 +43,10 @@ pub fn mailbox() -> io::Result<(Mailbox, Inbox)> {
         Arc::new(OwnedFd::from_raw_fd(fd))
     };
     let (sender, receiver) = bounded(limits::COMMANDS_MAX);
-    Ok((Mailbox { letters: sender, bell: bell.clone() }, Inbox { letters: receiver, bell, rings: Box::new(0) }))
+    Ok((
+        Mailbox { letters: sender, bell: bell.clone() },
+        Inbox { letters: receiver, bell, rings: Box::new(0) },
+    ))
 }
 
 impl Mailbox {

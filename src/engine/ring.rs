@@ -28,15 +28,8 @@ pub enum Kind {
     Write,
 }
 
-const KINDS: [Kind; 7] = [
-    Kind::Media,
-    Kind::SipDatagram,
-    Kind::Accept,
-    Kind::TcpReceive,
-    Kind::TcpSend,
-    Kind::Wake,
-    Kind::Write,
-];
+const KINDS: [Kind; 7] =
+    [Kind::Media, Kind::SipDatagram, Kind::Accept, Kind::TcpReceive, Kind::TcpSend, Kind::Wake, Kind::Write];
 
 /// `kind:8 | slot:24 | generation:32`, the user_data of every operation. The generation tells a completion of a slot's
 /// former owner from one of its present owner.
@@ -104,7 +97,9 @@ impl Ring {
             format!("registering a table of {table} files failed ({e}): raise RLIMIT_NOFILE or give fewer media ports")
         })?;
         let mut workers = [limits::DISK_WORKERS, 0];
-        io.submitter().register_iowq_max_workers(&mut workers).map_err(|e| format!("limiting io_uring workers failed: {e}"))?;
+        io.submitter()
+            .register_iowq_max_workers(&mut workers)
+            .map_err(|e| format!("limiting io_uring workers failed: {e}"))?;
         let min_timeout = io.params().is_feature_min_timeout();
         Ok(Ring { io, batch: Vec::with_capacity(limits::COMPLETIONS_PER_TURN), min_timeout })
     }
@@ -139,7 +134,14 @@ impl Ring {
         match self.io.submitter().submit_with_args(want, &args) {
             Ok(_) => Ok(()),
             // EBUSY: completions wait to be reaped first.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => Ok(()),
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
             Err(e) => Err(e),
         }
     }
@@ -163,9 +165,15 @@ impl Ring {
 /// Why there is no io_uring, and what to change.
 fn explain(e: &io::Error) -> String {
     let why = match e.raw_os_error() {
-        Some(libc::ENOSYS) => "this kernel has no io_uring, or a container's seccomp profile hides it: sipreel needs Linux 6.1 or newer",
-        Some(libc::EPERM) => "it is not permitted here: see sysctl kernel.io_uring_disabled and the container's seccomp profile",
-        Some(libc::ENOMEM) => "memory for the rings was refused: raise RLIMIT_MEMLOCK or the memory limit of the control group",
+        Some(libc::ENOSYS) => {
+            "this kernel has no io_uring, or a container's seccomp profile hides it: sipreel needs Linux 6.1 or newer"
+        }
+        Some(libc::EPERM) => {
+            "it is not permitted here: see sysctl kernel.io_uring_disabled and the container's seccomp profile"
+        }
+        Some(libc::ENOMEM) => {
+            "memory for the rings was refused: raise RLIMIT_MEMLOCK or the memory limit of the control group"
+        }
         Some(libc::EINVAL) => "the kernel refused the ring's flags: sipreel needs Linux 6.1 or newer",
         _ => "setting it up failed",
     };
@@ -188,7 +196,9 @@ mod tests {
 
     #[test]
     fn explanations_say_what_to_change() {
-        for (errno, word) in [(libc::ENOSYS, "6.1"), (libc::EPERM, "io_uring_disabled"), (libc::ENOMEM, "MEMLOCK")] {
+        for (errno, word) in
+            [(libc::ENOSYS, "6.1"), (libc::EPERM, "io_uring_disabled"), (libc::ENOMEM, "MEMLOCK")]
+        {
             assert!(explain(&io::Error::from_raw_os_error(errno)).contains(word));
         }
     }

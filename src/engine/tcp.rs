@@ -121,7 +121,8 @@ impl Connections {
         }
         // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
         let socket = unsafe { Socket::from_raw_fd(completion.result) };
-        let addresses = socket.peer_addr().and_then(|peer| Ok((peer.as_socket(), socket.local_addr()?.as_socket())));
+        let addresses =
+            socket.peer_addr().and_then(|peer| Ok((peer.as_socket(), socket.local_addr()?.as_socket())));
         let (Ok((Some(peer), Some(local))), Some(slot)) = (addresses, self.free.last().copied()) else {
             self.counters.tcp_refused.add(1);
             return Ok(());
@@ -187,7 +188,12 @@ impl Connections {
     }
 
     /// The kernel has taken bytes of the one send in flight.
-    pub fn sent(&mut self, completion: Completion, ring: &mut Ring, out: &mut Vec<Arrival>) -> io::Result<()> {
+    pub fn sent(
+        &mut self,
+        completion: Completion,
+        ring: &mut Ring,
+        out: &mut Vec<Arrival>,
+    ) -> io::Result<()> {
         let Token { slot, generation, .. } = completion.token;
         if !self.current(slot, generation) {
             self.counters.stale_completions.add(1);
@@ -229,9 +235,13 @@ impl Connections {
     /// Closes connections that make no progress.
     pub fn sweep(&mut self, now: Mono, ring: &mut Ring, out: &mut Vec<Arrival>) -> io::Result<()> {
         for slot in 0..self.slots.len() as u32 {
-            let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else { continue };
+            let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else {
+                continue;
+            };
             let generation = *generation;
-            let late = connection.unfinished_since.is_some_and(|since| now.since(since) > limits::TCP_MESSAGE_TIMEOUT)
+            let late = connection
+                .unfinished_since
+                .is_some_and(|since| now.since(since) > limits::TCP_MESSAGE_TIMEOUT)
                 || now.since(connection.last) > limits::TCP_IDLE_TIMEOUT;
             if late && !connection.dead {
                 self.counters.tcp_timeout.add(1);
@@ -264,7 +274,9 @@ impl Connections {
     }
 
     fn receive(&mut self, slot: u32, ring: &mut Ring) -> io::Result<()> {
-        let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else { return Ok(()) };
+        let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else {
+            return Ok(());
+        };
         connection.receiving = true;
         let token = Token::new(Kind::TcpReceive, slot, *generation).pack();
         let entry = opcode::RecvMulti::new(Fd(connection.socket.as_raw_fd()), GROUP).build().user_data(token);
@@ -286,7 +298,9 @@ impl Connections {
     }
 
     fn send_next(&mut self, slot: u32, ring: &mut Ring) -> io::Result<()> {
-        let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else { return Ok(()) };
+        let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else {
+            return Ok(());
+        };
         if connection.sending || connection.dead {
             return Ok(());
         }
@@ -308,7 +322,13 @@ impl Connections {
     }
 
     /// Frees the slot of a dead connection after its last completion; arms a live one that is not receiving.
-    fn settle(&mut self, slot: u32, generation: u32, ring: &mut Ring, out: &mut Vec<Arrival>) -> io::Result<()> {
+    fn settle(
+        &mut self,
+        slot: u32,
+        generation: u32,
+        ring: &mut Ring,
+        out: &mut Vec<Arrival>,
+    ) -> io::Result<()> {
         if !self.current(slot, generation) {
             return Ok(());
         }
@@ -332,7 +352,14 @@ impl Connections {
 impl Connection {
     fn flow(&self, reactor: u8, slot: u32, generation: u32) -> Flow {
         let connection = Some(ConnectionKey { slot, generation });
-        Flow { reactor, transport: Transport::Tcp, local: self.local, peer: self.peer, listener: 0, connection }
+        Flow {
+            reactor,
+            transport: Transport::Tcp,
+            local: self.local,
+            peer: self.peer,
+            listener: 0,
+            connection,
+        }
     }
 
     /// Feeds the framer; returns the number of keepalives to answer. `Err`: the stream cannot be framed any more.

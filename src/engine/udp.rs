@@ -71,12 +71,21 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    pub fn arm(reactor: u8, sockets: Vec<(Socket, SocketAddr)>, ring: &mut Ring) -> Result<Listeners, String> {
+    pub fn arm(
+        reactor: u8,
+        sockets: Vec<(Socket, SocketAddr)>,
+        ring: &mut Ring,
+    ) -> Result<Listeners, String> {
         let buffers = Buffers::new(ring, GROUP, limits::SIP_BUFFERS, limits::SIP_BUFFER_SIZE)?;
         let ended = (0..sockets.len() as u32).collect();
-        let mut listeners = Listeners { reactor, sockets, buffers, template: Box::new(datagram::template()), ended };
+        let mut listeners =
+            Listeners { reactor, sockets, buffers, template: Box::new(datagram::template()), ended };
         listeners.publish(ring).map_err(|e| format!("arming SIP sockets failed: {e}"))?;
         Ok(listeners)
+    }
+
+    pub fn reactor(&self) -> u8 {
+        self.reactor
     }
 
     /// The message of a completion, if it is one: keepalives (CRLF, blanks, zeroes) ask for nothing on UDP.

@@ -26,7 +26,11 @@ pub struct Bound {
 }
 
 /// Binds pairs from `ports`, in order, until `wanted` are bound. Pairs of which a port is taken are left out and named.
-pub fn bind(ip: Option<IpAddr>, ports: impl Iterator<Item = u16>, wanted: usize) -> io::Result<(Bound, Vec<u16>)> {
+pub fn bind(
+    ip: Option<IpAddr>,
+    ports: impl Iterator<Item = u16>,
+    wanted: usize,
+) -> io::Result<(Bound, Vec<u16>)> {
     let mut bound = Bound { sockets: Vec::new(), rtp_ports: Vec::new() };
     let mut taken = Vec::new();
     for rtp in ports {
@@ -88,7 +92,13 @@ pub fn enable(socket: &Socket, level: i32, option: i32) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option value is a local integer of the size given.
     let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), size_of::<libc::c_int>() as u32)
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as u32,
+        )
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -169,8 +179,9 @@ impl Sockets {
         let mut len = size_of_val(&info) as u32;
         let fd = self.bound.sockets[socket as usize].as_raw_fd();
         // SAFETY: the kernel writes at most `len` bytes into the local array.
-        let result =
-            unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &mut len) };
+        let result = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &mut len)
+        };
         if result < 0 {
             return 0;
         }
