@@ -1,6 +1,10 @@
 //! Messages out of a byte stream.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::lexical;
+use super::message::{self, HeadScan, Header};
+use crate::limits;
 
 /// Why a stream can no longer be cut into messages. The connection has to be closed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -21,19 +25,44 @@ pub enum Unframeable {
     BadContentLength,
 }
 
+impl Unframeable {
+    /// For the log.
+    pub const fn text(self) -> &'static str {
+        match self {
+            Unframeable::NotSip => "not SIP",
+            Unframeable::HeadTooLarge => "header too large",
+            Unframeable::BodyTooLarge => "body too large",
+            Unframeable::Overrun => "more bytes than any message has",
+            Unframeable::MixedLineEnds => "CRLF and LF mixed in a header",
+            Unframeable::NoContentLength => "no Content-Length",
+            Unframeable::BadContentLength => "bad Content-Length",
+        }
+    }
+}
+
 /// What comes out of the stream.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
-    /// One whole message.
+    /// One whole message, from its start line on.
     Message(Bytes),
     /// CRLFCRLF between messages: the peer wants a CRLF back (RFC 5626 §4.4.1).
     Ping,
 }
 
+/// The most that is held: the largest message and the reads that brought its end.
+const BUFFERED_MAX: usize = limits::SIP_HEAD_MAX + limits::SIP_BODY_MAX + 8 * limits::TCP_BUFFER_SIZE;
+
 /// Cuts a stream into messages. Each byte is looked at once, however the stream is sliced.
 #[derive(Debug, Default)]
 pub struct Framer {
+    /// From the first byte of the message in progress.
     buffer: BytesMut,
+    scan: HeadScan,
+    /// Length of the message in progress, once its header is whole.
+    whole: Option<usize>,
+    /// One CRLF between messages has been skipped; a second makes a ping.
+    crlf_seen: bool,
+    failed: Option<Unframeable>,
 }
 
 impl Framer {
@@ -41,21 +70,96 @@ impl Framer {
         Framer::default()
     }
 
+    /// Bytes as they arrive. Call `next` until it has no more before pushing again.
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), Unframeable> {
-        todo!("{chunk:?} {:?}", self.buffer)
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.buffer.len() + chunk.len() > BUFFERED_MAX {
+            self.failed = Some(Unframeable::Overrun);
+            return Err(Unframeable::Overrun);
+        }
+        self.buffer.extend_from_slice(chunk);
+        Ok(())
     }
 
     /// The next whole message. Once it has failed it fails for good.
-    #[expect(
-        clippy::should_implement_trait,
-        reason = "an iterator could not report the error once and for good"
-    )]
+    #[expect(clippy::should_implement_trait, reason = "an iterator could not fail for good")]
     pub fn next(&mut self) -> Result<Option<Frame>, Unframeable> {
-        todo!()
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let frame = self.cut();
+        self.failed = frame.as_ref().err().copied();
+        frame
     }
 
     /// Bytes of a message that has begun and is not whole yet.
     pub fn pending(&self) -> usize {
-        todo!()
+        match self.buffer.first() {
+            Some(b'\r' | b'\n') => 0,
+            _ => self.buffer.len(),
+        }
+    }
+
+    fn cut(&mut self) -> Result<Option<Frame>, Unframeable> {
+        if self.whole.is_none() {
+            if self.skip_line_ends() {
+                return Ok(Some(Frame::Ping));
+            }
+            self.whole = self.measure()?;
+        }
+        match self.whole {
+            Some(length) if length <= self.buffer.len() => {
+                self.whole = None;
+                self.scan = HeadScan::default();
+                Ok(Some(Frame::Message(self.buffer.split_to(length).freeze())))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Line ends before a start line are ignored (RFC 3261 §7.5), but two CRLF in a row are a ping: then `true`.
+    fn skip_line_ends(&mut self) -> bool {
+        loop {
+            match self.buffer[..] {
+                [b'\r', b'\n', ..] => {
+                    self.buffer.advance(2);
+                    self.crlf_seen = !self.crlf_seen;
+                    if !self.crlf_seen {
+                        return true;
+                    }
+                }
+                [b'\n', ..] => self.buffer.advance(1),
+                _ => return false,
+            }
+        }
+    }
+
+    /// Length of the message that the buffer begins with, once its header is there.
+    fn measure(&mut self) -> Result<Option<usize>, Unframeable> {
+        match self.buffer[..] {
+            [] | [b'\r'] => return Ok(None),
+            [first, ..] if !lexical::is_token_byte(first) => return Err(Unframeable::NotSip),
+            _ => self.crlf_seen = false,
+        }
+        let head = self.scan.find(&self.buffer);
+        if self.scan.line_ends_differ() {
+            return Err(Unframeable::MixedLineEnds);
+        }
+        if head.unwrap_or(self.buffer.len()) > limits::SIP_HEAD_MAX {
+            return Err(Unframeable::HeadTooLarge);
+        }
+        head.map(|head| Ok(head + body_length(&self.buffer[..head])?)).transpose()
+    }
+}
+
+/// Lines that are no header fields are left for the parser to refuse: they do not say where the message ends.
+fn body_length(head: &[u8]) -> Result<usize, Unframeable> {
+    let headers = message::lines(head).skip(1).filter_map(|line| Header::parse(line).ok());
+    let length = message::content_length(headers).map_err(|_| Unframeable::BadContentLength)?;
+    match length.ok_or(Unframeable::NoContentLength)? {
+        length if length > limits::SIP_BODY_MAX => Err(Unframeable::BodyTooLarge),
+        length => Ok(length),
     }
 }
