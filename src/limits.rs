@@ -180,6 +180,21 @@ pub const SEQ_DROPOUT_MAX: u16 = 3_000;
 pub const SEQ_MISORDER_MAX: u16 = 100;
 /// RTP time that runs away from arrival time by more than this is a new media clock: raw files are placed by arrival again.
 pub const CLOCK_JUMP_MAX: Duration = Duration::from_secs(2);
+/// Silence written to a raw file at once, by arrival time. No call is without any packet for so long; what looks like it is
+/// a step of the wall clock, and is left out.
+pub const RAW_SILENCE_MAX: Duration = Duration::from_secs(4 * 3_600);
+/// Bytes per second of a raw file on the media clock: L16 stereo at 48 kHz. An offer that claims more is recorded as rtpdump,
+/// so that no SDP decides how much silence is written.
+pub const RAW_BYTES_PER_SECOND_MAX: u32 = 192_000;
+/// TCP connections of one dialog told apart in the pcap; an SRC that reconnects for every request takes the oldest's place.
+pub const TCP_CONVERSATIONS: usize = 4;
+/// A label as part of a raw file's name; with index and extension it stays far below NAME_MAX (255).
+pub const LABEL_IN_NAME_MAX: usize = 64;
+/// What one call of the packet path asks for at most: a block sent off, silence, a late packet's own write.
+pub const WRITES_PER_PACKET: usize = 3;
+
+// The window of sequence numbers that tells late from duplicate is 128 bits wide.
+const _: () = assert!(SEQ_MISORDER_MAX < 128);
 
 // ---- stats socket -----------------------------------------------------------------------------------------------
 

@@ -4,12 +4,15 @@
 //! that is full or old leaves as a [`Write`]; the engine owns it until its completion and gives it back to the pool.
 
 pub mod recording;
+mod stage;
 pub mod stream;
+mod timeline;
 
 use std::net::SocketAddr;
 
 use crate::clock::Wall;
 
+pub use crate::proto::rtp::Channel;
 pub use recording::{Recording, StreamSpec};
 
 /// A write block: [`crate::limits::BLOCK_SIZE`] bytes, mapped at start, owned by exactly one of pool, recording, write.
@@ -19,13 +22,6 @@ pub type Block = &'static mut [u8];
 pub trait Blocks {
     fn take(&mut self) -> Option<Block>;
     fn give(&mut self, block: Block);
-}
-
-/// Which port of the pair a datagram came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Channel {
-    Rtp,
-    Rtcp,
 }
 
 /// One received datagram.

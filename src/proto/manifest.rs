@@ -105,7 +105,7 @@ pub struct StreamReport {
     pub lost: u64,
     pub out_of_order: u64,
     pub duplicate: u64,
-    /// Received but not on disk, and what the kernel dropped on this stream's sockets.
+    /// Received, meant to be on disk, and not there; and what the kernel dropped on this stream's sockets.
     pub dropped: u64,
     pub kernel_dropped: u64,
     /// Largest over the SSRCs, in milliseconds.
