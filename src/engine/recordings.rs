@@ -145,7 +145,7 @@ impl Recordings {
             opening: 0,
             files,
             pool,
-            writes: Vec::with_capacity(Recording::WRITES_PER_PACKET + limits::STREAMS_PER_RECORDING_MAX),
+            writes: Vec::with_capacity(limits::WRITES_PER_PACKET + limits::STREAMS_PER_RECORDING_MAX),
             flush_interval,
             jobs: Jobs { queue: jobs, kept: VecDeque::new() },
             counters,
