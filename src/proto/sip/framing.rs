@@ -163,3 +163,150 @@ fn body_length(head: &[u8]) -> Result<usize, Unframeable> {
         length => Ok(length),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::sip::Message;
+
+    const BYE: &str = "BYE sip:a@b SIP/2.0\r\nVia: SIP/2.0/TCP h\r\nl  :\r\n 4\r\n\r\nbody";
+    const LF_ONLY: &str = "BYE sip:a@b SIP/2.0\nVia: SIP/2.0/TCP h\nContent-Length: 6\n\n\r\n\r\n\n\n";
+
+    fn drain(framer: &mut Framer) -> Result<Vec<Frame>, Unframeable> {
+        std::iter::from_fn(|| framer.next().transpose()).collect()
+    }
+
+    fn frames(chunks: &[&[u8]]) -> Result<Vec<Frame>, Unframeable> {
+        let mut framer = Framer::new();
+        let mut out = Vec::new();
+        for chunk in chunks {
+            framer.push(chunk)?;
+            out.extend(drain(&mut framer)?);
+        }
+        Ok(out)
+    }
+
+    fn message(text: &str) -> Frame {
+        Frame::Message(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn every_split_gives_the_same_frames() {
+        let stream = format!("\r\n{BYE}\r\n\r\n{LF_ONLY}{BYE}\n{BYE}\r\n\r\n\r\n\r\n");
+        let expected = vec![
+            message(BYE),
+            Frame::Ping,
+            message(LF_ONLY),
+            message(BYE),
+            message(BYE),
+            Frame::Ping,
+            Frame::Ping,
+        ];
+        let bytes = stream.as_bytes();
+        assert_eq!(frames(&[bytes]).unwrap(), expected);
+        for at in 0..bytes.len() {
+            assert_eq!(frames(&[&bytes[..at], &bytes[at..]]).unwrap(), expected, "split at {at}");
+        }
+        let single: Vec<_> = bytes.chunks(1).collect();
+        assert_eq!(frames(&single).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_frame_parses_as_the_datagram_does() {
+        for text in [BYE, LF_ONLY] {
+            let (framed, datagram) =
+                (Message::parse_framed(text.as_bytes()), Message::parse_datagram(text.as_bytes()));
+            let (framed, datagram) = (framed.unwrap(), datagram.unwrap());
+            assert_eq!((framed.headers(), framed.body_range()), (datagram.headers(), datagram.body_range()));
+        }
+    }
+
+    fn error(head: &str) -> Option<Unframeable> {
+        frames(&[head.as_bytes()]).err()
+    }
+
+    #[test]
+    fn wrong_content_length() {
+        assert_eq!(error("BYE sip:a@b SIP/2.0\r\nTo: x\r\n\r\n"), Some(Unframeable::NoContentLength));
+        for value in [
+            "-1",
+            "+4",
+            "",
+            "4,4",
+            "4 4",
+            "0x4",
+            "99999999999999999999999",
+            "4\r\nl: 4",
+            "4\r\nContent-length: 5",
+        ] {
+            let head = format!("BYE sip:a@b SIP/2.0\r\nl: {value}\r\n\r\nbody");
+            assert_eq!(error(&head), Some(Unframeable::BadContentLength), "{value:?}");
+        }
+        let head = |length| format!("BYE sip:a@b SIP/2.0\r\nl: {length}\r\n\r\n");
+        assert_eq!(error(&head(limits::SIP_BODY_MAX)), None);
+        assert_eq!(error(&head(limits::SIP_BODY_MAX + 1)), Some(Unframeable::BodyTooLarge));
+    }
+
+    /// A strict reader sees the end of this header elsewhere: the shape of request smuggling.
+    #[test]
+    fn mixed_line_ends_are_refused() {
+        for head in [
+            "BYE sip:a@b SIP/2.0\r\na: b\n\nl: 0\r\n\r\n",
+            "BYE sip:a@b SIP/2.0\na: b\r\nl: 0\n\n",
+            "BYE sip:a@b SIP/2.0\nl: 0\n\r\n",
+        ] {
+            assert_eq!(error(head), Some(Unframeable::MixedLineEnds), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn binary() {
+        assert_eq!(error("\u{16}\u{3}\u{1}\u{2}"), Some(Unframeable::NotSip), "a TLS hello");
+        assert_eq!(error(" BYE"), Some(Unframeable::NotSip));
+        assert_eq!(error("\rBYE"), Some(Unframeable::NotSip));
+        assert_eq!(error("GET / HTTP/1.1\r\nHost: h\r\n\r\n"), Some(Unframeable::NoContentLength));
+    }
+
+    #[test]
+    fn oversized_head_and_no_end() {
+        let chunk = vec![b'x'; 1024];
+        let mut framer = Framer::new();
+        for _ in 0..limits::SIP_HEAD_MAX / chunk.len() {
+            framer.push(&chunk).unwrap();
+            assert_eq!(framer.next(), Ok(None));
+        }
+        framer.push(b"x").unwrap();
+        assert_eq!(framer.next(), Err(Unframeable::HeadTooLarge));
+        assert_eq!(framer.next(), Err(Unframeable::HeadTooLarge), "for good");
+        assert_eq!(framer.push(b"x"), Err(Unframeable::HeadTooLarge));
+    }
+
+    #[test]
+    fn pushing_without_taking_is_bounded() {
+        let mut framer = Framer::new();
+        let chunk = vec![b'\n'; limits::SIP_BODY_MAX];
+        framer.push(&chunk).unwrap();
+        assert_eq!(framer.push(&chunk), Err(Unframeable::Overrun));
+    }
+
+    #[test]
+    fn pending_counts_only_a_message_that_has_begun() {
+        let mut framer = Framer::new();
+        for (chunk, pending) in [("\r\n\r", 0), ("\nBYE", 3), (&BYE[3..20], 20), (&BYE[20..], 0)] {
+            framer.push(chunk.as_bytes()).unwrap();
+            drain(&mut framer).unwrap();
+            assert_eq!(framer.pending(), pending, "{chunk:?}");
+        }
+    }
+
+    /// A slow sender of a large header: each byte is searched once, so this is 64 K steps and not 2·10⁹.
+    #[test]
+    fn a_byte_at_a_time_costs_linear_time() {
+        let mut framer = Framer::new();
+        for _ in 0..20_000 {
+            framer.push(b"a:\n").unwrap();
+            framer.next().unwrap();
+        }
+        assert_eq!(framer.pending(), 60_000);
+    }
+}

@@ -502,3 +502,300 @@ impl<'a> Message<'a> {
         if sound { Ok(()) } else { Err(Malformed::Field(HeaderName::RecordRoute)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 4475 §3.1.1.1 in small: folds, compact names, blanks before colons, quotes, lists.
+    const TORTUOUS: &str = "\r\n\r\nINVITE sip:vivekg@chair-dnrc.example.com;unknownparam sip/2.0\r\n\
+        TO :\r\n sip:vivekg@chair-dnrc.example.com ;   tag    = 1918181833n\r\n\
+        from   : \"J Rosenberg \\\\\\\"\"       <sip:jdrosen@example.com>\r\n  ;\r\n  tag = 98asjd8\r\n\
+        Content-Length   :\r\n  4\r\n\
+        i: wsinv.ndaksdj@192.0.2.1\r\n\
+        cseq: 0009\r\n  INVITE\r\n\
+        v  : SIP  / 2.0  / UDP 192.0.2.2;branch=390skdjuw, SIP/2.0/TCP spindle.example.com ;\r\n  branch  =   z9hG4bK9ikj8 , SIP/2.0/UDP 192.0.2.3\r\n\
+        Via: SIP/2.0/UDP 192.0.2.4\r\n\
+        require: siprec,,\r\n , \"a,b\"\r\nREQUIRE:timer\r\n\
+        Record-Route: <sip:p1;lr>,\"p,2\" <sip:p2,x;lr>\r\n\
+        Record-Route: <sip:p3;lr>\r\n\
+        m:\"Quoted, string\" <sip:jdrosen@example.com;+sip.src>;newparam = newvalue ; q=0.33, <sip:other@h>\r\n\
+        X-Odd:\r\n\
+        c: application/sdp\r\n\r\nbodymore";
+
+    #[test]
+    fn a_tortuous_request_reads_as_meant() {
+        let message = Message::parse_datagram(TORTUOUS.as_bytes()).unwrap();
+        let checked = message.check_request().unwrap();
+        assert_eq!(
+            (checked.method, checked.uri),
+            (Method::Invite, "sip:vivekg@chair-dnrc.example.com;unknownparam")
+        );
+        assert_eq!((checked.via.host, checked.via.branch), ("192.0.2.2", Some("390skdjuw")));
+        assert_eq!((checked.from_tag, checked.to_tag), ("98asjd8", Some("1918181833n")));
+        assert_eq!(checked.from.display, Some(r#"J Rosenberg \\\""#));
+        assert_eq!((checked.call_id, checked.cseq.number), ("wsinv.ndaksdj@192.0.2.1", 9));
+        let contact = checked.contact.unwrap();
+        assert_eq!((contact.display, contact.uri_param("+sip.src")), (Some("Quoted, string"), Some("")));
+        assert_eq!(message.via_count(), 4);
+        assert_eq!(message.tokens(HeaderName::Require).collect::<Vec<_>>(), ["siprec", "\"a,b\"", "timer"]);
+        let routes: Vec<_> = message.record_routes().collect();
+        assert_eq!(routes, ["<sip:p1;lr>", "\"p,2\" <sip:p2,x;lr>", "<sip:p3;lr>"]);
+        assert_eq!(
+            (message.other("x-odd"), message.content_type()),
+            (Some(&b""[..]), Some("application/sdp"))
+        );
+        assert_eq!(
+            (message.body(), message.body_range()),
+            (&b"body"[..], TORTUOUS.len() - 8..TORTUOUS.len() - 4)
+        );
+    }
+
+    #[test]
+    fn responses() {
+        let start = |text: &'static str| Message::parse_datagram(text.as_bytes()).map(|m| m.start());
+        let response = |code, reason: &'static str| Ok(Start::Response { code, reason: reason.as_bytes() });
+        assert_eq!(start("SIP/2.0 200 OK then\r\n\r\n"), response(200, "OK then"));
+        assert_eq!(start("sip/2.0 100 \r\n\r\n"), response(100, ""));
+        assert_eq!(start("SIP/2.0 699\r\n\r\n"), response(699, ""));
+        for text in [
+            "SIP/2.0 700 x",
+            "SIP/2.0 099 x",
+            "SIP/2.0 20 x",
+            "SIP/2.0 4294967301 x",
+            "SIP/2.0  200 x",
+            "SIP/2.0",
+        ] {
+            assert_eq!(
+                start(Box::leak(format!("{text}\r\n\r\n").into_boxed_str())),
+                Err(Malformed::StartLine),
+                "{text}"
+            );
+        }
+        let ok = Message::parse_datagram(b"SIP/2.0 200 OK\r\n\r\n").unwrap();
+        assert_eq!(ok.check_request(), Err(Malformed::NotARequest));
+    }
+
+    fn with_start_line(line: &str) -> Result<(), Malformed> {
+        Message::parse_datagram(format!("{line}\r\nTo: x\r\n\r\n").as_bytes()).map(|_| ())
+    }
+
+    #[test]
+    fn start_lines() {
+        assert_eq!(with_start_line("BYE sip:a@b SIP/2.0"), Ok(()));
+        assert_eq!(with_start_line("FOO tel:+1 sIp/2.0"), Ok(()));
+        assert_eq!(with_start_line("BYE sip:a@b SIP/3.0"), Err(Malformed::Version));
+        assert_eq!(with_start_line("SIP/7.0 200 OK"), Err(Malformed::Version));
+        for line in [
+            "BYE  sip:a@b SIP/2.0",
+            "BYE sip:a@b  SIP/2.0",
+            "BYE sip:a@b SIP/2.0 ",
+            " BYE sip:a@b SIP/2.0",
+            "BYE <sip:a@b> SIP/2.0",
+            "BYE sip:a@b;x=y z SIP/2.0",
+            "BYE sip:a@b HTTP/1.1",
+            "BYE sip:a@b SIP/x",
+            "BYE sip:a@b",
+            "BYE",
+            "B@E sip:a@b SIP/2.0",
+            "BYE sip:a@b\t SIP/2.0",
+            "BYE sip:a@b SIP/2.0\r\n folded",
+            "BYE sip:a\0@b SIP/2.0",
+        ] {
+            assert_eq!(with_start_line(line), Err(Malformed::StartLine), "{line:?}");
+        }
+    }
+
+    fn with_line(line: &str) -> Result<usize, Malformed> {
+        let text = format!("BYE sip:a@b SIP/2.0\r\n{line}\r\nTo: x\r\n\r\nbody");
+        Message::parse_datagram(text.as_bytes()).map(|message| message.body().len())
+    }
+
+    #[test]
+    fn header_lines() {
+        assert_eq!(with_line("a \t: b"), Ok(4));
+        for line in ["a b: c", "noname", ": c", "a\0: c", "a: b\rl: 1", "a: b\r", "a\r\n : b", "\u{e4}: b"] {
+            assert_eq!(with_line(line), Err(Malformed::HeaderLine), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn content_length_on_datagrams() {
+        for (line, body) in
+            [("x: y", 4), ("l: 4", 4), ("L:  2 ", 2), ("Content-Length\t:\r\n\t0", 0), ("l:0000000003", 3)]
+        {
+            assert_eq!(with_line(line), Ok(body), "{line:?}");
+        }
+        for line in ["l: 5", "l: 18446744073709551615"] {
+            assert_eq!(with_line(line), Err(Malformed::ShortBody), "{line:?}");
+        }
+        for line in [
+            "l: +4",
+            "l: -1",
+            "l:",
+            "l: 4, 4",
+            "l: 4\r\nl: 4",
+            "l: 4\r\nContent-Length: 5",
+            "l: 0x4",
+            "l: 4 4",
+            "l: 18446744073709551616",
+        ] {
+            assert_eq!(with_line(line), Err(Malformed::ContentLength), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn framed_messages_have_exactly_their_body() {
+        let parse = |text: &'static str| Message::parse_framed(text.as_bytes()).map(|m| m.body().len());
+        assert_eq!(parse("BYE sip:a@b SIP/2.0\r\nl: 4\r\n\r\nbody"), Ok(4));
+        assert_eq!(parse("BYE sip:a@b SIP/2.0\r\nl: 5\r\n\r\nbody"), Err(Malformed::ShortBody));
+        assert_eq!(parse("BYE sip:a@b SIP/2.0\r\nl: 3\r\n\r\nbody"), Err(Malformed::ContentLength));
+        assert_eq!(parse("BYE sip:a@b SIP/2.0\r\n\r\n"), Err(Malformed::Missing(HeaderName::ContentLength)));
+    }
+
+    /// AudioCodes sends LF alone, in header and body, and counts it so.
+    #[test]
+    fn bare_lf_in_datagrams() {
+        let message =
+            Message::parse_datagram(b"\nBYE sip:a@b SIP/2.0\nTo: <sip:x@y>\n ;tag=1\nl: 5\n\nv=0\n\nrest")
+                .unwrap();
+        assert_eq!((message.to().unwrap().tag(), message.body()), (Some("1"), &b"v=0\n\n"[..]));
+        let mixed = Message::parse_datagram(b"BYE sip:a@b SIP/2.0\r\nTo: x\nFrom: y\r\n\nbody").unwrap();
+        assert_eq!((mixed.headers().len(), mixed.body()), (2, &b"body"[..]));
+    }
+
+    #[test]
+    fn truncated() {
+        let whole = "BYE sip:a@b SIP/2.0\r\nTo: x\r\nl: 4\r\n\r\nbody";
+        for end in 0..whole.len() {
+            let error = Message::parse_datagram(&whole.as_bytes()[..end]).unwrap_err();
+            let body = whole.len() - 4;
+            assert_eq!(error, if end < body { Malformed::Truncated } else { Malformed::ShortBody }, "{end}");
+        }
+    }
+
+    #[test]
+    fn header_bomb() {
+        let bomb = |lines: usize| {
+            format!("BYE sip:a@b SIP/2.0\r\nv: SIP/2.0/UDP h\r\n{}\r\n", "a:\r\n".repeat(lines - 1))
+        };
+        assert!(Message::parse_datagram(bomb(limits::SIP_HEADERS_MAX).as_bytes()).is_ok());
+        let over = bomb(limits::SIP_HEADERS_MAX + 1);
+        assert_eq!(Message::parse_datagram(over.as_bytes()).unwrap_err(), Malformed::TooManyHeaders);
+        assert_eq!(Message::salvage(over.as_bytes()).unwrap().headers().len(), limits::SIP_HEADERS_MAX);
+    }
+
+    #[test]
+    fn oversized() {
+        let long = format!("BYE sip:a@b SIP/2.0\r\na: {}\r\n\r\n", "x".repeat(limits::SIP_HEAD_MAX));
+        assert_eq!(Message::parse_datagram(long.as_bytes()).unwrap_err(), Malformed::HeadTooLarge);
+    }
+
+    const REQUEST: &str = "BYE sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK1\r\nFrom: <sip:f@h>;tag=1\r\n\
+        To: <sip:t@h>\r\nCall-ID: c\r\nCSeq: 1 BYE\r\n\r\n";
+
+    fn check(text: &str) -> Result<(), Malformed> {
+        Message::parse_datagram(text.as_bytes()).unwrap().check_request().map(|_| ())
+    }
+
+    #[test]
+    fn mandatory_fields_once_each() {
+        assert_eq!(check(REQUEST), Ok(()));
+        for id in [HeaderName::Via, HeaderName::From, HeaderName::To, HeaderName::CallId, HeaderName::CSeq] {
+            let line = REQUEST.lines().find(|line| line.starts_with(id.text())).unwrap();
+            let without = REQUEST.replace(&format!("{line}\r\n"), "");
+            assert_eq!(check(&without), Err(Malformed::Missing(id)));
+            assert_eq!(Malformed::Missing(id).answerable(), id != HeaderName::Via);
+            let twice = REQUEST.replace(line, &format!("{line}\r\n{line}"));
+            let expected = if id == HeaderName::Via { Ok(()) } else { Err(Malformed::Repeated(id)) };
+            assert_eq!(check(&twice), expected);
+        }
+    }
+
+    #[test]
+    fn fields_that_contradict() {
+        let case = |from: &str, to: &str| check(&REQUEST.replace(from, to));
+        assert_eq!(case("CSeq: 1 BYE", "CSeq: 1 INVITE"), Err(Malformed::CSeqMethod));
+        assert_eq!(case("CSeq: 1 BYE", "CSeq: 1 bye"), Err(Malformed::CSeqMethod));
+        assert_eq!(case("sip:a@b SIP", "sip:a@b?Route=x SIP"), Err(Malformed::RequestUri));
+        assert_eq!(case("sip:a@b SIP", "sip:a?b@b SIP"), Ok(()));
+        assert_eq!(case("Call-ID: c", "Call-ID: c d"), Err(Malformed::Field(HeaderName::CallId)));
+        assert_eq!(case("Call-ID: c", "Call-ID:"), Err(Malformed::Field(HeaderName::CallId)));
+        assert_eq!(case("Call-ID: c", "Call-ID: c\r\nm: *"), Ok(()));
+        assert_eq!(case("Call-ID: c", "Call-ID: c\r\nm: x"), Err(Malformed::Field(HeaderName::Contact)));
+        assert_eq!(
+            case("Call-ID: c", "Call-ID: c\r\nc: a/b\r\nc: c/d"),
+            Err(Malformed::Repeated(HeaderName::ContentType))
+        );
+        assert_eq!(
+            case("Call-ID: c", "Call-ID: c\r\nRecord-Route: <sip:p;lr"),
+            Err(Malformed::Field(HeaderName::RecordRoute))
+        );
+        assert_eq!(case(";tag=1", ""), Ok(()), "RFC 3261 §12.1.1");
+        assert_eq!(Malformed::Repeated(HeaderName::CSeq).text(), "More than one CSeq");
+    }
+
+    #[test]
+    fn salvage_keeps_what_an_answer_needs() {
+        let lines = "Via: SIP/2.0/UDP h\r\nno header\r\nCSeq: 1 BYE\r\nl: 99\r\n\r\nbody";
+        for start in
+            ["BYE <sip:a@b> SIP/2.0", "BYE sip:a@b SIP/7.0", "BYE sip:a@b  SIP/2.0 ", "BYE sip:a@b SIP/2.0"]
+        {
+            let bytes = format!("{start}\r\n{lines}");
+            assert!(Message::parse_datagram(bytes.as_bytes()).is_err());
+            let message = Message::salvage(bytes.as_bytes()).unwrap();
+            assert!(matches!(message.start(), Start::Request { method: Method::Bye, .. }));
+            assert_eq!((message.headers().len(), message.body()), (3, &b""[..]), "{start}");
+        }
+        for start in ["SIP/2.0 200 OK", "ACK sip:a@b SIP/2.0 ", "\u{1}\u{2}"] {
+            assert!(Message::salvage(format!("{start}\r\n{lines}").as_bytes()).is_none(), "{start}");
+        }
+        assert!(Message::salvage(b"BYE sip:a@b SIP/2.0\r\nTo: x\r\n\r\n").is_none(), "no Via");
+        assert!(Message::salvage(b"BYE sip:a@b SIP/2.0\r\nVia: SIP/2.0/UDP h\r\n").is_none(), "no end");
+    }
+
+    #[test]
+    fn method_and_header_names() {
+        for method in Method::ALL {
+            let expected = if *method == Method::Other { Method::Other } else { *method };
+            assert_eq!(Method::parse(method.text().as_bytes()), expected);
+        }
+        assert_eq!(Method::ALL.len(), 15);
+        assert_eq!(Method::parse(b"invite"), Method::Other);
+        for (name, id) in [
+            ("V", HeaderName::Via),
+            ("k", HeaderName::Supported),
+            ("x", HeaderName::SessionExpires),
+            ("call-ID", HeaderName::CallId),
+            ("q", HeaderName::Other),
+            ("", HeaderName::Other),
+        ] {
+            assert_eq!(HeaderName::parse(name.as_bytes()), id, "{name}");
+        }
+    }
+
+    /// 60 KB of separators, quotes and folds: linear work is over in a blink, quadratic work is 10⁹ steps a line.
+    #[test]
+    fn hostile_separators_cost_linear_time() {
+        for filler in [",", ";", "\"", "<", "\\\"", "\r\n ", ",<", "\",", ";a", "=", "(", "a,"] {
+            let value = filler.repeat(60_000 / filler.len());
+            let text =
+                format!("BYE sip:a@b SIP/2.0\r\nv: {value}x\r\nf: <sip:a@b>{value}x\r\nt: {value}x\r\n\r\n");
+            for name in ["v", "f", "t", "m", "Record-Route", "k"] {
+                let text = format!("BYE sip:a@b SIP/2.0\r\n{name}: <sip:a@b>{value}x\r\n\r\n");
+                let message = Message::parse_datagram(text.as_bytes()).unwrap();
+                let _ = (message.via(), message.from(), message.to(), message.contact());
+                let _ = (
+                    message.via_count(),
+                    message.record_routes().count(),
+                    message.tokens(HeaderName::Supported).count(),
+                );
+            }
+            assert_eq!(Message::parse_datagram(text.as_bytes()).unwrap_err(), Malformed::HeadTooLarge);
+        }
+        let commas = ",".repeat(100_000);
+        assert_eq!(lexical::split(commas.as_bytes(), b',').count(), 0);
+        let params = format!("<sip:a@b>{}", ";a".repeat(100_000));
+        assert_eq!(NameAddr::parse(params.as_bytes()).unwrap().param("b"), None);
+    }
+}

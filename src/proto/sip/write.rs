@@ -240,3 +240,124 @@ pub fn reason_phrase(code: u16) -> &'static str {
         _ => "Bad Request",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::sip::{Method, Start};
+
+    const INVITE: &str = "INVITE sip:srs@192.0.2.9 SIP/2.0\r\n\
+        Via: SIP/2.0/UDP 10.0.0.1:5070;rport;branch=z9hG4bKa\r\n ;x=\"a;b\", SIP/2.0/TCP p1\r\nv: SIP/2.0/TCP p2\r\n\
+        f: <sip:src@h>;tag=1\r\nt: <sip:srs@h>\r\ni: c@h\r\nCSeq: 7\r\n INVITE\r\n\
+        Timestamp: 54\r\nRecord-Route: <sip:p1;lr>, <sip:p2;lr>\r\nRecord-Route: <sip:p3;lr>\r\nl: 0\r\n\r\n";
+
+    fn peer(address: &str) -> SocketAddr {
+        address.parse().unwrap()
+    }
+
+    fn answer(request: &str, code: u16, peer: SocketAddr) -> String {
+        let request = Message::parse_datagram(request.as_bytes()).unwrap();
+        String::from_utf8(response(&request, code, Some("srs1"), peer).finish().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_200_with_everything() {
+        let request = Message::parse_datagram(INVITE.as_bytes()).unwrap();
+        let bytes = response(&request, 200, Some("srs1"), peer("192.0.2.1:4711"))
+            .record_routes(&request)
+            .header("Contact", "<sip:192.0.2.9>;+sip.srs")
+            .body("application/sdp", b"v=0\r\n")
+            .finish();
+        let expected = "SIP/2.0 200 OK\r\n\
+            Via: SIP/2.0/UDP 10.0.0.1:5070;branch=z9hG4bKa;x=\"a;b\";received=192.0.2.1;rport=4711, SIP/2.0/TCP p1\r\n\
+            Via: SIP/2.0/TCP p2\r\nFrom: <sip:src@h>;tag=1\r\nTo: <sip:srs@h>;tag=srs1\r\nCall-ID: c@h\r\nCSeq: 7 INVITE\r\n\
+            Record-Route: <sip:p1;lr>, <sip:p2;lr>\r\nRecord-Route: <sip:p3;lr>\r\n\
+            Contact: <sip:192.0.2.9>;+sip.srs\r\nContent-Type: application/sdp\r\nContent-Length: 5\r\n\r\nv=0\r\n";
+        assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
+        let parsed = Message::parse_framed(&bytes).unwrap();
+        assert_eq!((parsed.via_count(), parsed.to().unwrap().tag()), (3, Some("srs1")));
+        assert_eq!(parsed.via().unwrap().rport, Rport::Is(4711));
+    }
+
+    /// RFC 3261 §18.2.1, RFC 3581 §4.
+    #[test]
+    fn received_and_rport() {
+        let via = |via: &str, from: &str| {
+            let request = format!("BYE sip:a@b SIP/2.0\r\nVia: {via}\r\n\r\n");
+            let text = answer(&request, 200, peer(from));
+            text.lines().nth(1).unwrap().strip_prefix("Via: ").unwrap().to_owned()
+        };
+        assert_eq!(via("SIP/2.0/UDP 192.0.2.1", "192.0.2.1:9"), "SIP/2.0/UDP 192.0.2.1");
+        assert_eq!(via("SIP/2.0/UDP 192.0.2.1", "[::ffff:192.0.2.1]:9"), "SIP/2.0/UDP 192.0.2.1");
+        assert_eq!(via("SIP/2.0/UDP [2001:DB8::0:1]", "[2001:db8::1]:9"), "SIP/2.0/UDP [2001:DB8::0:1]");
+        assert_eq!(
+            via("SIP/2.0/UDP h.example", "[2001:db8::1]:9"),
+            "SIP/2.0/UDP h.example;received=2001:db8::1"
+        );
+        assert_eq!(
+            via("SIP/2.0/UDP 192.0.2.1;received=6.6.6.6;RPORT = 5;branch=a", "192.0.2.1:9"),
+            "SIP/2.0/UDP 192.0.2.1;branch=a;received=192.0.2.1;rport=9"
+        );
+        assert_eq!(via("SIP/2.0/UDP ;;", "192.0.2.1:9"), "SIP/2.0/UDP ;;", "a bad Via goes back as it came");
+    }
+
+    #[test]
+    fn tags_and_timestamp() {
+        let tagged = INVITE.replace("t: <sip:srs@h>", "t: sip:srs@h;TAG=theirs");
+        let trying = answer(&tagged, 100, peer("10.0.0.1:1"));
+        assert!(trying.starts_with("SIP/2.0 100 Trying\r\n"));
+        assert!(trying.contains("\r\nTo: sip:srs@h;TAG=theirs\r\n"), "{trying}");
+        assert!(trying.contains("\r\nTimestamp: 54\r\n"), "RFC 3261 §8.2.6.1");
+        assert!(!answer(&tagged, 180, peer("10.0.0.1:1")).contains("Timestamp"));
+    }
+
+    #[test]
+    fn an_answer_to_what_could_be_salvaged() {
+        let bad = "INVITE sip:a@b  SIP/2.0\r\nVia: SIP/2.0/UDP h\r\nTo: \"open <sip:t@h>\r\nnonsense\r\nCSeq: x\r\n\r\n";
+        let request = Message::salvage(bad.as_bytes()).unwrap();
+        let bytes = response(&request, 400, Some("t"), peer("192.0.2.1:9")).reason("Bad\r\nX: y").finish();
+        let expected = "SIP/2.0 400 Bad X: y\r\nVia: SIP/2.0/UDP h;received=192.0.2.1\r\n\
+            To: \"open <sip:t@h>\r\nCSeq: x\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(std::str::from_utf8(&bytes).unwrap(), expected);
+    }
+
+    #[test]
+    fn no_value_begins_a_line_of_its_own() {
+        let bytes = request("BYE", "sip:a@b").header("X", "a\r\nl: 9\n\n\r b \r").finish();
+        assert_eq!(bytes, "BYE sip:a@b SIP/2.0\r\nX: a l: 9 b \r\nContent-Length: 0\r\n\r\n".as_bytes());
+    }
+
+    #[test]
+    fn a_request() {
+        let bytes = request("BYE", "sip:src@192.0.2.1;transport=tcp")
+            .header("Via", "SIP/2.0/TCP 192.0.2.9;branch=z9hG4bK1")
+            .body("text/plain", b"bye")
+            .finish();
+        let parsed = Message::parse_framed(&bytes).unwrap();
+        let start = Start::Request {
+            method: Method::Bye,
+            method_text: "BYE",
+            uri: "sip:src@192.0.2.1;transport=tcp",
+        };
+        assert_eq!(
+            (parsed.start(), parsed.body(), parsed.content_type()),
+            (start, &b"bye"[..], Some("text/plain"))
+        );
+    }
+
+    #[test]
+    fn phrases() {
+        let phrases = [
+            (100, "Trying"),
+            (199, "Session Progress"),
+            (299, "OK"),
+            (481, "Call/Transaction Does Not Exist"),
+            (499, "Bad Request"),
+            (599, "Server Internal Error"),
+            (699, "Decline"),
+        ];
+        for (code, phrase) in phrases {
+            assert_eq!(reason_phrase(code), phrase);
+        }
+    }
+}
