@@ -312,7 +312,7 @@ impl<'a> FormatAttributes<'a> {
 }
 
 /// `opus/48000/2`. A clock rate with something behind it is taken up to there; one that is missing is the static one.
-fn rtpmap<'a>(text: &'a str, known: Option<StaticCodec>) -> Option<(&'a str, u32, u8)> {
+fn rtpmap(text: &str, known: Option<StaticCodec>) -> Option<(&str, u32, u8)> {
     let mut fields = text.split('/').map(str::trim);
     let encoding = fields.next().filter(|encoding| !encoding.is_empty())?;
     let clock_rate = fields.next().and_then(leading_number).filter(|rate| *rate > 0);
