@@ -269,3 +269,227 @@ fn unquoted(value: &[u8]) -> Vec<u8> {
 fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | b'\n')
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::fixtures::{invite, invites};
+    use proptest::prelude::*;
+
+    fn split(content_type: &str, body: &str) -> Result<Vec<Part>, MultipartError> {
+        parts(content_type.as_bytes(), &Bytes::copy_from_slice(body.as_bytes()))
+    }
+
+    fn bodies(content_type: &str, body: &str) -> Vec<String> {
+        let found = split(content_type, body).unwrap();
+        found.iter().map(|part| String::from_utf8(part.body.to_vec()).unwrap()).collect()
+    }
+
+    const FOO: &str = "multipart/mixed;boundary=foo";
+
+    #[test]
+    fn media_types() {
+        assert_eq!(media_type(b"application/sdp"), "application/sdp");
+        assert_eq!(media_type(b" Application / SDP ;charset=\"a/b\""), "application/sdp");
+        assert_eq!(media_type(b"multipart/mixed;\r\n boundary=x"), "multipart/mixed");
+        assert_eq!(media_type(b""), "");
+    }
+
+    #[test]
+    fn boundaries() {
+        assert_eq!(boundary(b"multipart/mixed;boundary=foo").unwrap(), b"foo");
+        assert_eq!(boundary(b"multipart/mixed ; charset=x;\r\n\tBoundary = foo ").unwrap(), b"foo");
+        assert_eq!(
+            boundary(br#"multipart/mixed; boundary="----=_Part_7;1=2""#).unwrap(),
+            b"----=_Part_7;1=2"
+        );
+        assert_eq!(boundary(br#"multipart/mixed; a="x\"; boundary=no"; boundary="a\"b""#).unwrap(), b"a\"b");
+        assert_eq!(boundary(b"multipart/mixed; xboundary=foo"), None);
+        assert_eq!(boundary(b"multipart/mixed"), None);
+    }
+
+    #[test]
+    fn a_plain_body_is_one_part() {
+        let body = Bytes::from_static(b"v=0\r\n");
+        let found = parts(b"Application/SDP", &body).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].content_type, "application/sdp");
+        assert_eq!(found[0].body.as_ptr(), body.as_ptr());
+    }
+
+    #[test]
+    fn parts_are_slices_of_the_body() {
+        let body = Bytes::from_static(b"--foo\r\n\r\none\r\n--foo--");
+        let found = parts(FOO.as_bytes(), &body).unwrap();
+        assert_eq!(&found[0].body[..], b"one");
+        assert_eq!(found[0].body.as_ptr(), body[9..].as_ptr());
+    }
+
+    #[test]
+    fn heads_are_read() {
+        let body = "--foo\r\nCONTENT-TYPE:Application/RS-Metadata+XML;\r\n charset=utf-8\r\ncontent-disposition :\r\n\tRecording-Session ; Handling=\"Optional\"\r\nContent-Length: 999\r\n\r\n<x/>\r\n--foo--\r\n";
+        let found = split(FOO, body).unwrap();
+        assert_eq!(found[0].content_type, "application/rs-metadata+xml");
+        assert_eq!(found[0].disposition.as_deref(), Some("recording-session"));
+        assert!(found[0].handling_optional);
+        assert_eq!(&found[0].body[..], b"<x/>");
+    }
+
+    #[test]
+    fn handling_is_required_unless_said_otherwise() {
+        let found =
+            split(FOO, "--foo\nContent-Disposition: session;handling=required\n\nx\n--foo\n\ny\n--foo--")
+                .unwrap();
+        assert_eq!(found.iter().map(|part| part.handling_optional).collect::<Vec<_>>(), [false, false]);
+        assert_eq!(found[1].content_type, "text/plain");
+        assert_eq!(found[1].disposition, None);
+    }
+
+    #[test]
+    fn careless_delimiters() {
+        for (what, body) in [
+            ("strict", "--foo\r\n\r\none\r\n--foo\r\n\r\ntwo\r\n--foo--\r\n"),
+            ("bare LF", "--foo\n\none\n--foo\n\ntwo\n--foo--\n"),
+            ("blanks", "--foo \t\r\n\r\none\r\n--foo  \r\n\r\ntwo\r\n--foo-- \r\n"),
+            ("no last line end", "--foo\r\n\r\none\r\n--foo\r\n\r\ntwo\r\n--foo--"),
+            ("no close delimiter", "--foo\r\n\r\none\r\n--foo\r\n\r\ntwo"),
+            (
+                "preamble and epilogue",
+                "one\r\n--foo\r\n\r\none\r\n--foo\r\n\r\ntwo\r\n--foo--\r\n--foo\r\n\r\nthree",
+            ),
+            ("empty line first", "\r\n--foo\r\n\r\none\r\n--foo\r\n\r\ntwo\r\n--foo--\r\n"),
+            ("delimiter last", "--foo\r\n\r\none\r\n--foo\r\n\r\ntwo\r\n--foo\r\n"),
+        ] {
+            assert_eq!(bodies(FOO, body), ["one", "two"], "{what}");
+        }
+    }
+
+    #[test]
+    fn text_that_looks_like_a_delimiter() {
+        let body = "--foo\r\n\r\n--foobar\r\nx--foo\r\n--fo\r\n--foo--bar\r\n--foo--\r\n";
+        assert_eq!(bodies(FOO, body), ["--foobar\r\nx--foo\r\n--fo\r\n--foo--bar"]);
+    }
+
+    #[test]
+    fn a_head_without_content_is_an_empty_part() {
+        let found = split(FOO, "--foo\r\nContent-Type: application/sdp\r\n--foo--").unwrap();
+        assert_eq!(found[0].content_type, "application/sdp");
+        assert!(found[0].body.is_empty());
+    }
+
+    #[test]
+    fn binary_content_is_kept_bit_for_bit() {
+        let binary: Vec<u8> = (0..=255).chain(*b"\r\n\r\n--other\r\n").collect();
+        let body = [b"--foo\r\nContent-Type: application/octet-stream\r\n\r\n", &binary[..], b"\r\n--foo--"]
+            .concat();
+        let found = parts(FOO.as_bytes(), &Bytes::from(body)).unwrap();
+        assert_eq!(&found[0].body[..], &binary[..]);
+    }
+
+    #[test]
+    fn a_nested_multipart_is_flattened_once() {
+        let inner = "--in\r\nContent-Type: multipart/mixed;boundary=deep\r\n\r\n--deep\r\n\r\nx\r\n--deep--\r\n--in\r\n\r\ntwo\r\n--in--";
+        let body = format!(
+            "--foo\r\n\r\none\r\n--foo\r\nContent-Type: multipart/related; boundary=in\r\n\r\n{inner}\r\n--foo\r\nContent-Type: multipart/mixed\r\n\r\nthree\r\n--foo--"
+        );
+        assert_eq!(bodies(FOO, &body), ["one", "--deep\r\n\r\nx\r\n--deep--", "two", "three"]);
+    }
+
+    #[test]
+    fn limits_and_refusals() {
+        assert_eq!(split("multipart/mixed", "--foo--"), Err(MultipartError::BoundaryMissing));
+        assert_eq!(split("multipart/mixed;boundary=\"\"", "--"), Err(MultipartError::BoundaryLength));
+        let long = format!("multipart/mixed;boundary={}", "b".repeat(BOUNDARY_MAX + 1));
+        assert_eq!(split(&long, ""), Err(MultipartError::BoundaryLength));
+        assert_eq!(split(FOO, "v=0\r\n"), Err(MultipartError::DelimiterMissing));
+        assert_eq!(split(FOO, "--foo--"), Ok(vec![]));
+        let many = |count: usize| "--foo\r\n\r\nx\r\n".repeat(count);
+        assert_eq!(split(FOO, &many(MULTIPART_PARTS_MAX)).unwrap().len(), MULTIPART_PARTS_MAX);
+        assert_eq!(split(FOO, &many(MULTIPART_PARTS_MAX + 1)), Err(MultipartError::TooManyParts));
+    }
+
+    #[test]
+    fn nested_parts_count_against_the_limit() {
+        let inner = "--in\r\n\r\nx\r\n".repeat(MULTIPART_PARTS_MAX);
+        let body = format!(
+            "--foo\r\nContent-Type: multipart/mixed;boundary=in\r\n\r\n{inner}\r\n--foo\r\n\r\ny\r\n--foo--"
+        );
+        assert_eq!(split(FOO, &body), Err(MultipartError::TooManyParts));
+    }
+
+    #[test]
+    fn every_source_has_its_sdp_and_its_metadata() {
+        for invite in invites() {
+            let found = parts(invite.content_type, &invite.body).unwrap();
+            assert_eq!(found.len(), if invite.name == "cisco-cube" { 3 } else { 2 }, "{}", invite.name);
+            assert!(invite.sdp().starts_with(b"v=0"), "{}", invite.name);
+            assert!(invite.metadata().trim_ascii().ends_with(b">"), "{}", invite.name);
+        }
+        let guarded = invite("cisco-cube").part("application/gtd");
+        assert!(guarded.handling_optional);
+        assert_eq!(guarded.disposition.as_deref(), Some("signal"));
+    }
+
+    fn text(body: &[u8]) -> String {
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    /// What mailparse makes of the same body: media types and contents.
+    fn oracle(content_type: &[u8], body: &[u8]) -> Vec<(String, String)> {
+        let mail = [b"Content-Type: ", content_type, b"\r\n\r\n", body].concat();
+        let mail = mailparse::parse_mail(&mail).unwrap();
+        mail.subparts
+            .iter()
+            .map(|part| (part.ctype.mimetype.clone(), text(&part.get_body_raw().unwrap())))
+            .collect()
+    }
+
+    fn ours(content_type: &[u8], body: &Bytes) -> Vec<(String, String)> {
+        let found = parts(content_type, body).unwrap();
+        found.into_iter().map(|part| (part.content_type, text(&part.body))).collect()
+    }
+
+    #[test]
+    fn mailparse_finds_the_same_parts_in_the_fixtures() {
+        for invite in invites() {
+            let expected = oracle(invite.content_type, &invite.body);
+            assert_eq!(ours(invite.content_type, &invite.body), expected, "{}", invite.name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mailparse_finds_the_same_parts_in_made_up_bodies(
+            sections in prop::collection::vec(("(application/sdp|text/plain|application/rs-metadata)", "([ -~]{0,12}\n){0,4}[a-z]{1,8}"), 1..6),
+            line_end in "\r?\n",
+            preamble in "(this is not a part\n)?",
+            close in "(--b1--\n?)?",
+        ) {
+            let mut body = preamble;
+            for (kind, content) in &sections {
+                body.push_str(&format!("--b1\nContent-Type: {kind}\n\n{content}\n"));
+            }
+            body.push_str(&close);
+            let body = Bytes::from(body.replace('\n', &line_end));
+            let content_type = b"multipart/mixed; boundary=b1";
+            let expected = oracle(content_type, &body);
+            let found = ours(content_type, &body);
+            prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn a_damaged_body_gives_parts_or_an_error(
+            which in 0usize..12, cut in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(), byte in any::<u8>(),
+        ) {
+            let invite = invites().nth(which).unwrap();
+            let mut body = invite.body[..cut.index(invite.body.len()) + 1].to_vec();
+            let at = at.index(body.len());
+            body[at] = byte;
+            let body = Bytes::from(body);
+            if let Ok(found) = parts(invite.content_type, &body) {
+                let total: usize = found.iter().map(|part| part.body.len()).sum();
+                prop_assert!(total <= body.len());
+            }
+        }
+    }
+}
