@@ -226,3 +226,206 @@ fn mac(ip: IpAddr) -> [u8; 6] {
 fn word(pair: &[u8]) -> u32 {
     u32::from(u16::from_be_bytes([pair[0], pair[1]]))
 }
+
+/// Reads back what was written, for the tests of this crate.
+#[cfg(test)]
+pub(crate) mod reading {
+    use super::*;
+
+    pub struct Record<'a> {
+        pub at: Wall,
+        pub wire: usize,
+        pub frame: &'a [u8],
+    }
+
+    /// The records after the file header. Panics where one is cut off.
+    pub fn records(mut bytes: &[u8]) -> Vec<Record<'_>> {
+        let mut records = Vec::new();
+        while !bytes.is_empty() {
+            let field = |i: usize| u32::from_le_bytes(bytes[i * 4..i * 4 + 4].try_into().unwrap());
+            let at = Wall(u64::from(field(0)) * 1_000_000_000 + u64::from(field(1)));
+            let (kept, wire) = (field(2) as usize, field(3) as usize);
+            assert!(kept <= wire && kept <= SNAPLEN as usize && field(1) < 1_000_000_000);
+            records.push(Record { at, wire, frame: &bytes[RECORD_HEADER..RECORD_HEADER + kept] });
+            bytes = &bytes[RECORD_HEADER + kept..];
+        }
+        records
+    }
+
+    /// Addresses and UDP payload of a frame. Panics where a checksum is wrong.
+    pub fn datagram(frame: &[u8]) -> (SocketAddr, SocketAddr, Vec<u8>) {
+        use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+        let packet = SlicedPacket::from_ethernet(frame).unwrap();
+        let Some(TransportSlice::Udp(udp)) = packet.transport else { panic!("not UDP") };
+        let header = udp.to_header();
+        let (from, to): (IpAddr, IpAddr) = match packet.net.unwrap() {
+            NetSlice::Ipv4(ip) => {
+                let ip = ip.header();
+                assert_eq!(ip.header_checksum(), ip.to_header().calc_header_checksum());
+                assert_eq!(header.checksum, 0);
+                (ip.source_addr().into(), ip.destination_addr().into())
+            }
+            NetSlice::Ipv6(ip) => {
+                let ip = ip.header();
+                let sum = header.calc_checksum_ipv6(&ip.to_header(), udp.payload()).unwrap();
+                assert_eq!(header.checksum, sum);
+                (ip.source_addr().into(), ip.destination_addr().into())
+            }
+            NetSlice::Arp(_) => panic!("not IP"),
+        };
+        let ports = (udp.source_port(), udp.destination_port());
+        (SocketAddr::new(from, ports.0), SocketAddr::new(to, ports.1), udp.payload().to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reading::{datagram, records};
+    use super::*;
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+
+    const AT: Wall = Wall(1_795_336_245_123_456_789);
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn written(frame: &mut Frame, payload: &[u8]) -> Vec<u8> {
+        let mut out = vec![0xee; 70_000];
+        let len = frame.write(&mut out, AT, payload);
+        assert!(out[len..].iter().all(|byte| *byte == 0xee), "nothing beyond the record");
+        out.truncate(len);
+        out
+    }
+
+    #[test]
+    fn file_header_says_nanoseconds_and_ethernet() {
+        let expected = [0x4d, 0x3c, 0xb2, 0xa1, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 1, 0, 0, 0];
+        assert_eq!(FILE_HEADER, expected);
+    }
+
+    #[test]
+    fn ipv4_record_is_what_etherparse_builds() {
+        let mut frame = Frame::udp(addr("192.0.2.1:40000"), addr("198.51.100.250:20000"));
+        for (nth, payload) in [&b"hello"[..], b"", &[0xa5; 1472]].into_iter().enumerate() {
+            let record = written(&mut frame, payload);
+            assert_eq!(record.len(), frame.record_len(payload.len()));
+            let mut ip = Ipv4Header::new(0, 64, IpNumber::UDP, [192, 0, 2, 1], [198, 51, 100, 250]).unwrap();
+            ip.identification = nth as u16;
+            let mut oracle = Vec::new();
+            PacketBuilder::ethernet2([2, 0, 192, 0, 2, 1], [2, 0, 198, 51, 100, 250])
+                .ip(IpHeaders::Ipv4(ip, Default::default()))
+                .udp(40_000, 20_000)
+                .write(&mut oracle, payload)
+                .unwrap();
+            oracle[40..42].fill(0); // The UDP checksum, left out.
+            let [read] = &records(&record)[..] else { panic!("one record") };
+            assert_eq!(read.frame, oracle);
+            assert_eq!((read.at, read.wire), (AT, oracle.len()));
+        }
+    }
+
+    #[test]
+    fn ipv6_record_is_what_etherparse_builds() {
+        let (from, to) = (addr("[2001:db8::1]:40000"), addr("[2001:db8::a:b]:20000"));
+        let mut frame = Frame::udp(from, to);
+        for payload in [&b"odd"[..], b"", &[0xff; 1452]] {
+            let record = written(&mut frame, payload);
+            let mut oracle = Vec::new();
+            PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 10, 0, 11])
+                .ipv6(octets(from.ip()), octets(to.ip()), 64)
+                .udp(40_000, 20_000)
+                .write(&mut oracle, payload)
+                .unwrap();
+            assert_eq!(records(&record)[0].frame, oracle);
+            assert_eq!(datagram(&oracle), (from, to, payload.to_vec()));
+        }
+    }
+
+    #[test]
+    fn mapped_addresses_are_ipv4() {
+        let mut mapped = Frame::udp(addr("[::ffff:192.0.2.1]:5"), addr("[::ffff:192.0.2.2]:6"));
+        let mut plain = Frame::udp(addr("192.0.2.1:5"), addr("192.0.2.2:6"));
+        assert_eq!(written(&mut mapped, b"x"), written(&mut plain, b"x"));
+        let mut mixed = Frame::udp(addr("192.0.2.1:5"), addr("[2001:db8::1]:6"));
+        let (from, ..) = datagram(records(&written(&mut mixed, b"x"))[0].frame);
+        assert_eq!(from, addr("[::ffff:192.0.2.1]:5"));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_cut_and_shows_it() {
+        for (from, to, largest) in
+            [("192.0.2.1:5", "192.0.2.2:6", 65_507), ("[2001:db8::1]:5", "[2001:db8::2]:6", 65_527)]
+        {
+            let mut frame = Frame::udp(addr(from), addr(to));
+            let headers = frame.record_len(0);
+            let whole = written(&mut frame, &vec![1; largest]);
+            assert_eq!(whole.len(), headers + largest);
+            datagram(records(&whole)[0].frame);
+            let longer = written(&mut frame, &vec![1; largest + 100]);
+            let read = &records(&longer)[0];
+            assert_eq!((read.frame.len(), read.wire), (whole.len() - 16, whole.len() - 16 + 100));
+
+            let mut short = vec![0; headers + 4];
+            assert_eq!(frame.write(&mut short, AT, b"too long"), headers + 4);
+            let read = &records(&short)[0];
+            assert_eq!(
+                (read.frame.len() + 4, &read.frame[read.frame.len() - 4..]),
+                (read.wire, &b"too "[..])
+            );
+            assert_eq!(frame.write(&mut short[..headers - 1], AT, b"x"), 0);
+        }
+    }
+
+    /// Sequence, acknowledgement and payload of a TCP frame. Panics where a checksum is wrong.
+    fn segment(frame: &[u8]) -> (u32, u32, Vec<u8>) {
+        let packet = SlicedPacket::from_ethernet(frame).unwrap();
+        let Some(TransportSlice::Tcp(tcp)) = packet.transport else { panic!("not TCP") };
+        let header = tcp.to_header();
+        let sum = match packet.net.unwrap() {
+            NetSlice::Ipv4(ip) => header.calc_checksum_ipv4(&ip.header().to_header(), tcp.payload()),
+            NetSlice::Ipv6(ip) => header.calc_checksum_ipv6(&ip.header().to_header(), tcp.payload()),
+            NetSlice::Arp(_) => panic!("not IP"),
+        };
+        assert_eq!(header.checksum, sum.unwrap());
+        assert!(header.psh && header.ack && !header.syn && !header.fin);
+        (header.sequence_number, header.acknowledgment_number, tcp.payload().to_vec())
+    }
+
+    #[test]
+    fn tcp_counts_both_directions() {
+        for (local, peer) in
+            [("192.0.2.1:5060", "192.0.2.2:40000"), ("[2001:db8::1]:5060", "[2001:db8::2]:40000")]
+        {
+            let mut tcp = Tcp::new(addr(local), addr(peer));
+            let mut out = vec![0; Tcp::OVERHEAD + Tcp::SEGMENT_MAX];
+            let mut step = |received, payload: &[u8]| {
+                let len = tcp.write(&mut out, AT, received, payload);
+                let read = &records(&out[..len])[0];
+                assert_eq!((read.at, read.wire), (AT, read.frame.len()));
+                segment(read.frame)
+            };
+            assert_eq!(step(true, b"INVITE"), (1, 1, b"INVITE".to_vec()));
+            assert_eq!(step(false, b"SIP/2.0 100"), (1, 7, b"SIP/2.0 100".to_vec()));
+            let long = vec![7; Tcp::SEGMENT_MAX];
+            assert_eq!(step(true, &long), (7, 12, long));
+            assert_eq!(step(true, b"").0, 7 + Tcp::SEGMENT_MAX as u32);
+            // What was not written is missing in the numbers too.
+            assert_eq!(tcp.write(&mut [0; 40], AT, false, b"lost"), 0);
+            let len = tcp.write(&mut out, AT, false, b"next");
+            assert_eq!(segment(records(&out[..len])[0].frame).0, 16);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn checksums_hold_for_any_ipv4_flow(a: [u8; 4], b: [u8; 4], ports: (u16, u16), identification: u16,
+            payload in proptest::collection::vec(proptest::num::u8::ANY, 0..2000)) {
+            let (from, to) = (SocketAddr::from((a, ports.0)), SocketAddr::from((b, ports.1)));
+            let mut frame = Frame::udp(from, to);
+            frame.identification = identification;
+            let record = written(&mut frame, &payload);
+            proptest::prop_assert_eq!(datagram(records(&record)[0].frame), (from, to, payload));
+        }
+    }
+}

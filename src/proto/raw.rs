@@ -94,3 +94,61 @@ pub fn dump_packet_header(
 
 /// Bytes of one packet in an rtpdump file.
 pub const DUMP_PACKET_MAX: usize = u16::MAX as usize - DUMP_PACKET_HEADER;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn codec(encoding: &str, clock_rate: u32, channels: u8) -> Codec {
+        Codec { payload_type: 96, encoding: encoding.to_owned(), clock_rate, channels, fmtp: None }
+    }
+
+    #[test]
+    fn constant_rate_codecs_have_their_bytes_per_tick() {
+        for (encoding, rate, channels, expected) in [
+            ("PCMU", 8_000, 1, Some(("ulaw", 1, 0xff))),
+            ("pcma", 8_000, 1, Some(("alaw", 1, 0xd5))),
+            ("PCMA", 8_000, 2, Some(("alaw", 2, 0xd5))),
+            ("L16", 44_100, 2, Some(("l16", 4, 0))),
+            ("L16", 8_000, 0, Some(("l16", 2, 0))),
+            ("G722", 8_000, 1, Some(("g722", 1, 0xfd))),
+            ("G722", 8_000, 2, None),
+            ("L16", 48_000, 3, None),
+            ("L16", u32::MAX, 255, None),
+            ("PCMU", 0, 1, None),
+            ("opus", 48_000, 2, None),
+            ("G729", 8_000, 1, None),
+        ] {
+            let layout = clocked(&codec(encoding, rate, channels));
+            assert_eq!(
+                layout.map(|l| (l.extension, l.bytes_per_tick, l.silence)),
+                expected,
+                "{encoding}/{rate}/{channels}"
+            );
+        }
+    }
+
+    #[test]
+    fn events_and_comfort_noise_lay_out_no_file() {
+        let offered = [codec("telephone-event", 8_000, 1), codec("CN", 8_000, 1), codec("PCMA", 8_000, 1)];
+        assert_eq!(main_codec(&offered).unwrap().encoding, "PCMA");
+        assert_eq!(main_codec(&offered[..2]), None);
+    }
+
+    #[test]
+    fn dump_headers_are_those_of_rtptools() {
+        let at = Wall(1_795_336_245_123_456_789);
+        let header = dump_file_header(at, "192.0.2.1:20000".parse().unwrap());
+        let line = b"#!rtpplay1.0 192.0.2.1/20000\n";
+        assert_eq!(&header[..line.len()], line);
+        let binary = [0x6b, 2, 0xa8, 0x35, 0, 1, 0xe2, 0x40, 192, 0, 2, 1, 0x4e, 0x20, 0, 0];
+        assert_eq!(u32::from_be_bytes([0x6b, 2, 0xa8, 0x35]), 1_795_336_245);
+        assert_eq!(header[line.len()..], binary);
+
+        let millis = Duration::from_millis(0x0102_0304);
+        assert_eq!(dump_packet_header(172, 172, false, millis), [0, 180, 0, 172, 1, 2, 3, 4]);
+        assert_eq!(dump_packet_header(28, 28, true, millis), [0, 36, 0, 0, 1, 2, 3, 4]);
+        let cut = dump_packet_header(70_000, 70_000, false, Duration::ZERO);
+        assert_eq!(cut, [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    }
+}
