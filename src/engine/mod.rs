@@ -82,10 +82,10 @@ impl Recorder {
         let _ = self.drained.0.try_send(grace);
     }
 
-    pub fn wait(self) -> Result<Outcome, StartError> {
+    pub fn wait(self) -> Outcome {
         let grace = self.drained.1.recv().unwrap_or_default();
         std::thread::sleep(grace);
-        Ok(Outcome::default())
+        Outcome::default()
     }
 }
 
@@ -97,11 +97,11 @@ pub struct Gauges {
 }
 
 impl Gauges {
-    pub fn write_latency_ns(&self) -> Histogram<u64> {
+    pub fn write_latency(&self) -> Histogram<u64> {
         Histogram::new(3).expect("3 digits is in range")
     }
 
-    pub fn setup_ns(&self) -> Histogram<u64> {
+    pub fn setup(&self) -> Histogram<u64> {
         Histogram::new(3).expect("3 digits is in range")
     }
 
