@@ -45,7 +45,7 @@ enum Failure {
     Signals(io::Error),
     Start(StartError),
     StatsThread(io::Error),
-    End(String),
+    Uncommitted(u64),
 }
 
 fn record(args: &RecordArgs) -> ExitCode {
@@ -79,7 +79,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     announce(config, &recorder, socket.as_ref())?;
     let signal = signals.wait_for_end();
     drain(config, &recorder, signal);
-    ended(&recorder.wait().map_err(|error| Failure::End(error.to_string()))?)
+    ended(&recorder.wait())
 }
 
 fn claim(config: &Config) -> Result<Option<Server>, Failure> {
@@ -156,13 +156,11 @@ fn drain(config: &Config, recorder: &Recorder, signal: &str) {
 
 /// A recording that could not be committed is a failure of the process; one that says what it lacks is not.
 fn ended(outcome: &Outcome) -> Result<(), Failure> {
-    let Outcome { committed, failed, incomplete, .. } = *outcome;
+    let Outcome { committed, failed, incomplete } = *outcome;
     tracing::info!(event = "ended", committed, failed, incomplete, "ended");
     match failed {
         0 => Ok(()),
-        n => {
-            Err(Failure::End(format!("{n} recordings could not be committed and stay as .part directories")))
-        }
+        n => Err(Failure::Uncommitted(n)),
     }
 }
 
@@ -204,7 +202,9 @@ impl Display for Failure {
             Failure::Signals(error) => write!(f, "signal handlers cannot be installed: {error}"),
             Failure::Start(error) => error.fmt(f),
             Failure::StatsThread(error) => write!(f, "the stats thread cannot be started: {error}"),
-            Failure::End(text) => f.write_str(text),
+            Failure::Uncommitted(n) => {
+                write!(f, "{n} recordings could not be committed and stay as .part directories")
+            }
         }
     }
 }

@@ -222,7 +222,7 @@ impl Stats {
     fn take(gauges: &Gauges, identity: &Identity, uptime: Duration) -> Stats {
         let reactors: Vec<Reactor> =
             gauges.reactors.iter().enumerate().map(|(i, counters)| Reactor::new(i, counters)).collect();
-        let histograms = [gauges.setup_ns(), gauges.write_latency_ns(), gauges.batch()];
+        let histograms = [gauges.setup(), gauges.write_latency(), gauges.batch()];
         Stats::new(
             identity.clone(),
             uptime,
