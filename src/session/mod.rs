@@ -12,6 +12,8 @@ pub mod table;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
+use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,13 @@ pub struct Failure {
     pub path: String,
     /// errno.
     pub errno: i32,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Failure { what, path, errno } = self;
+        write!(f, "cannot {what} {path}: {}", io::Error::from_raw_os_error(*errno))
+    }
 }
 
 /// Everything that can happen to the control plane.
