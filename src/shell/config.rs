@@ -218,7 +218,7 @@ impl fmt::Display for Refusal {
             }
             Refusal::CoreAbsent { core, allowed } => write!(
                 f,
-                "--cores names CPU {core}, and this process may use only {}: choose among these, or widen its CPU affinity",
+                "--cores names CPU {core}, and this process may use only {}: choose among these",
                 Listed(allowed)
             ),
             Refusal::CoresTooMany(n) => {
@@ -226,7 +226,7 @@ impl fmt::Display for Refusal {
             }
             Refusal::CoresBeyondPorts { cores, pairs } => write!(
                 f,
-                "--cores names {cores} CPUs, and --media-ports holds only {pairs} port pairs to share among them: widen the range or name fewer"
+                "--cores names {cores} CPUs, and --media-ports holds only {pairs} port pairs: widen the range or name fewer"
             ),
             Refusal::NoSessions => {
                 write!(f, "--max-sessions 0 would refuse every call: give at least 1, or leave the flag out")

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use cli::{Cli, ClientArgs, Command, RecordArgs};
 use config::{Config, Host, Listed, Refusal};
-use signals::Signals;
+use signals::Ending;
 use stats::Identity;
 use stats_socket::{Claim, Server, Unavailable};
 
@@ -70,15 +70,14 @@ fn configure(args: &RecordArgs) -> Result<Config, Failure> {
 /// From nothing to ready to nothing again. The stats socket is taken first and dropped last: it is what tells a second
 /// recorder that there is one.
 fn serve(config: &Config) -> Result<(), Failure> {
-    let mut signals = Signals::install().map_err(Failure::Signals)?;
+    let ending = Ending::install().map_err(Failure::Signals)?;
     let socket = claim(config)?;
     let recorder = Recorder::start(&config.settings).map_err(Failure::Start)?;
     for warning in &recorder.warnings {
         tracing::warn!("{warning}");
     }
     announce(config, &recorder, socket.as_ref())?;
-    let signal = signals.wait_for_end();
-    drain(config, &recorder, signal);
+    drain(config, &recorder, ending.wait());
     ended(&recorder.wait())
 }
 

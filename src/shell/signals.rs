@@ -3,45 +3,131 @@
 use std::ffi::c_int;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
+use crossbeam::channel::{Receiver, Sender, bounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator;
 
-pub struct Signals(iterator::Signals);
+/// Signals this soon after the first are the same wish: timeout(1) signals its child and then its child's group.
+const SAME_WISH: Duration = Duration::from_millis(100);
 
-impl Signals {
-    /// From now on the first SIGTERM or SIGINT is kept for [`Signals::wait_for_end`], even if it comes before that is called.
+/// The first signal that ends the recorder, by name.
+pub struct Ending(Receiver<&'static str>);
+
+impl Ending {
+    /// From now on the first SIGTERM or SIGINT is kept for [`Ending::wait`], even if it comes before that is called.
     /// The second ends the process with 128 + its number from within the handler: no destructor and no other thread runs,
     /// so what is on disk stays as it is, open recordings in their `.part` directories.
-    pub fn install() -> io::Result<Signals> {
-        let ending = Arc::new(AtomicBool::new(false));
+    pub fn install() -> io::Result<Ending> {
+        let armed = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
-            // Handlers of one signal run in order of registration: the first signal finds the flag not yet set.
-            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&ending))?;
-            flag::register(signal, Arc::clone(&ending))?;
+            flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&armed))?;
         }
-        Ok(Signals(iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?))
+        let signals = iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+        let (first, ending) = bounded(1);
+        thread::Builder::new().name("signals".into()).spawn(move || watch(signals, &first, &armed))?;
+        Ok(Ending(ending))
     }
 
     /// Blocks until SIGTERM or SIGINT, and says which.
-    pub fn wait_for_end(&mut self) -> &'static str {
-        for signal in self.0.forever() {
-            if let Some(name) = end(signal) {
-                return name;
+    pub fn wait(&self) -> &'static str {
+        self.0.recv().expect("the thread that watches signals never ends")
+    }
+}
+
+fn watch(mut signals: iterator::Signals, first: &Sender<&'static str>, armed: &AtomicBool) {
+    for signal in signals.forever() {
+        match name(signal) {
+            Some(name) => {
+                // Full when it is not the first; then the handler is about to end the process anyway.
+                let _ = first.try_send(name);
+                thread::sleep(SAME_WISH);
+                armed.store(true, Ordering::Relaxed);
             }
-            tracing::info!("SIGHUP ignored: nothing can be reloaded; a change of flags needs a restart");
+            None => {
+                tracing::info!("SIGHUP ignored: nothing can be reloaded; a change of flags needs a restart")
+            }
         }
-        unreachable!("the iterator of signals ends only when it is closed, and nobody closes it")
     }
 }
 
 /// The name of a signal that ends the recorder.
-fn end(signal: c_int) -> Option<&'static str> {
+fn name(signal: c_int) -> Option<&'static str> {
     match signal {
         SIGTERM => Some("SIGTERM"),
         SIGINT => Some("SIGINT"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    const CHILD: &str = "SIPREEL_TEST_SIGNALS_CHILD";
+
+    /// What the child process of a test does: it would drain for a minute.
+    fn drain_for_a_minute() {
+        let ending = Ending::install().unwrap();
+        eprintln!("installed");
+        eprintln!("{}", ending.wait());
+        thread::sleep(Duration::from_secs(60));
+    }
+
+    /// This test binary again, in the part that `drain_for_a_minute`; and its next line at each call.
+    fn child(test: &str) -> (Child, impl FnMut() -> String) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([&format!("shell::signals::tests::{test}"), "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        (child, move || lines.next().unwrap().unwrap())
+    }
+
+    fn send(signal: &str, child: &Child) {
+        let kill = format!("kill -{signal} {}", child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    #[test]
+    fn the_second_signal_ends_the_process_at_once() {
+        if std::env::var_os(CHILD).is_some() {
+            return drain_for_a_minute();
+        }
+        for (first, second, code) in [("TERM", "INT", 130), ("INT", "TERM", 143), ("INT", "INT", 130)] {
+            let (mut child, mut line) = child("the_second_signal_ends_the_process_at_once");
+            assert_eq!(line(), "installed");
+            send("HUP", &child);
+            send(first, &child);
+            assert_eq!(line(), format!("SIG{first}"));
+            thread::sleep(SAME_WISH * 2);
+            send(second, &child);
+            assert_eq!(child.wait().unwrap().code(), Some(code));
+        }
+    }
+
+    #[test]
+    fn two_signals_of_one_wish_are_one() {
+        if std::env::var_os(CHILD).is_some() {
+            return drain_for_a_minute();
+        }
+        let (mut child, mut line) = child("two_signals_of_one_wish_are_one");
+        assert_eq!(line(), "installed");
+        let both = format!("kill -TERM {0}; kill -TERM {0}", child.id());
+        assert!(Command::new("sh").args(["-c", &both]).status().unwrap().success());
+        assert_eq!(line(), "SIGTERM");
+        thread::sleep(SAME_WISH * 2);
+        assert!(child.try_wait().unwrap().is_none(), "it drains");
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }
