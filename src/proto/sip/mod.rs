@@ -13,6 +13,7 @@
 
 mod framing;
 mod header;
+mod lexical;
 mod message;
 mod name;
 mod write;
