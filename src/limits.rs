@@ -145,11 +145,18 @@ pub const COMMIT_ATTEMPTS: u32 = 3;
 pub const COMMIT_BATCH: usize = 1_024;
 
 const _: () = assert!(BLOCK_SIZE.is_multiple_of(4_096));
-const _: () = assert!(MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two());
+const _: () = assert!(
+    MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two()
+);
 // The completion queue holds every buffer and every operation at once.
 const _: () = assert!(
     CQ_ENTRIES as usize
-        > MEDIA_BUFFERS as usize + SIP_BUFFERS as usize + TCP_BUFFERS as usize + DISK_OPS + SENDS_IN_FLIGHT + TCP_CONNECTIONS * 2
+        > MEDIA_BUFFERS as usize
+            + SIP_BUFFERS as usize
+            + TCP_BUFFERS as usize
+            + DISK_OPS
+            + SENDS_IN_FLIGHT
+            + TCP_CONNECTIONS * 2
 );
 // A block holds the largest record: a media datagram, or a SIP message as one frame.
 const _: () = assert!(BLOCK_SIZE > MEDIA_BUFFER_SIZE + 128);
