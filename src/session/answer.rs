@@ -54,7 +54,8 @@ pub fn removed(lines: &[Option<u8>], plans: &[Plan]) -> Vec<u8> {
 
 /// A pcap takes whatever comes; a raw file is laid out for one codec, so another codec is another stream.
 fn continues(stream: &Stream, media: &MediaLine, format: Format) -> bool {
-    let layout = |codec: Option<&Codec>| codec.map(|codec| (codec.encoding.to_ascii_lowercase(), codec.clock_rate));
+    let layout =
+        |codec: Option<&Codec>| codec.map(|codec| (codec.encoding.to_ascii_lowercase(), codec.clock_rate));
     format == Format::Pcap || layout(first_codec(&stream.codecs)) == layout(first_codec(&media.codecs))
 }
 

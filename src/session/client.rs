@@ -68,7 +68,9 @@ impl Clients {
 
     /// Takes a response with this topmost branch; `false` when it belongs to no transaction.
     pub fn response(&mut self, now: Mono, branch: &str, code: u16) -> bool {
-        let Some((number, client)) = number(branch).and_then(|n| self.clients.get_mut(&n).map(|client| (n, client))) else {
+        let Some((number, client)) =
+            number(branch).and_then(|n| self.clients.get_mut(&n).map(|client| (n, client)))
+        else {
             return false;
         };
         if client.state == State::Completed {
@@ -116,9 +118,6 @@ impl Clients {
         self.unanswered
     }
 
-    pub fn len(&self) -> usize {
-        self.clients.len()
-    }
 
     fn arm(&mut self, number: u64) {
         if let Some(client) = self.clients.get_mut(&number) {

@@ -71,8 +71,11 @@ impl Dialog {
             Transport::Udp => "UDP",
             Transport::Tcp => "TCP",
         };
-        let via =
-            format!("SIP/2.0/{transport} {};branch={};rport", contact_host(flow.local), client::branch(branch));
+        let via = format!(
+            "SIP/2.0/{transport} {};branch={};rport",
+            contact_host(flow.local),
+            client::branch(branch)
+        );
         let mut bye = request("BYE", uri).header("Via", via).header("Max-Forwards", "70");
         for route in &routes {
             bye = bye.header("Route", route);

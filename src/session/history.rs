@@ -46,14 +46,20 @@ impl History {
         }
         let name = format!("metadata-{:04}.xml", self.bodies.len() + 1);
         let understood = problem.is_none();
-        self.bodies.push(MetadataBody { file: name.clone(), received: at, understood, problem: problem.clone() });
+        self.bodies.push(MetadataBody {
+            file: name.clone(),
+            received: at,
+            understood,
+            problem: problem.clone(),
+        });
         Taken { file: Some(SmallFile { name, bytes: body }), problem }
     }
 
     /// Ids of the participants that send into the stream with this label now. SRCs are met whose labels in the SDP are
     /// not those of their metadata: then the streams are matched in their order, `position` counted from 0.
     pub fn senders(&self, labels: &[Option<&str>], position: usize) -> Vec<String> {
-        let known = |label: &str| self.current.streams.iter().any(|stream| stream.label.as_deref() == Some(label));
+        let known =
+            |label: &str| self.current.streams.iter().any(|stream| stream.label.as_deref() == Some(label));
         let label = if labels.iter().flatten().any(|label| known(label)) {
             labels[position]
         } else {
@@ -77,7 +83,8 @@ impl History {
 
     /// What the manifest has to say about it in words.
     pub fn problem(&self) -> Option<String> {
-        (self.not_kept > 0).then(|| format!("{} metadata bodies not kept: more than {METADATA_BODIES_MAX}", self.not_kept))
+        (self.not_kept > 0)
+            .then(|| format!("{} metadata bodies not kept: more than {METADATA_BODIES_MAX}", self.not_kept))
     }
 
     fn remember(&mut self, update: &Metadata) {
@@ -94,7 +101,9 @@ impl History {
 
     /// A later body may know more of somebody, or less: what is known is never taken back.
     fn remember_participant(&mut self, update: &metadata::Participant) {
-        if let Some(known) = self.participant_index.get(&update.id).map(|index| &mut self.participants[*index]) {
+        if let Some(known) =
+            self.participant_index.get(&update.id).map(|index| &mut self.participants[*index])
+        {
             if update.name.is_some() {
                 known.name.clone_from(&update.name);
             }

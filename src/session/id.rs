@@ -40,7 +40,8 @@ mod tests {
 
     #[test]
     fn an_id_has_time_version_and_variant() {
-        let id = Id::new(Wall(0x0123_4567_89ab * 1_000_000 + 999_999), &mut StdRng::seed_from_u64(1)).to_string();
+        let id =
+            Id::new(Wall(0x0123_4567_89ab * 1_000_000 + 999_999), &mut StdRng::seed_from_u64(1)).to_string();
         assert_eq!(id.len(), 36);
         assert_eq!(&id[..15], "01234567-89ab-7");
         assert!(matches!(id.as_bytes()[19], b'8' | b'9' | b'a' | b'b'), "{id}");

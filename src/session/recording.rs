@@ -1,17 +1,19 @@
 //! One recording session: where it stands and what it has.
 
 use bytes::Bytes;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use super::answer::{self, Plan};
 use super::dialog::Dialog;
 use super::history::History;
 use super::id::Id;
 use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
-use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport, answer};
+use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
 use crate::clock::{Mono, Wall};
 use crate::proto::manifest::{self, Manifest};
-use crate::proto::sdp::{AnswerOrigin, Codec, MediaLine};
+use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
 
 #[derive(Debug)]
 pub struct Recording {
@@ -152,8 +154,47 @@ impl MediaSession {
         self.lines.iter().flatten().count()
     }
 
+    /// What holds when this offer is answered as planned; `pairs` has a pair for each stream that is added.
+    pub fn renegotiated(
+        &self,
+        offer: &Offer,
+        plans: &[Plan],
+        pairs: Vec<PortPair>,
+        address: IpAddr,
+    ) -> MediaSession {
+        let mut new = self.clone();
+        let mut pairs = pairs.into_iter();
+        new.lines.clear();
+        for (m_line, (media, plan)) in offer.media.iter().zip(plans).enumerate() {
+            let stream = match plan {
+                Plan::Refuse => None,
+                Plan::Keep(index) => Some(*index),
+                Plan::Add => pairs.next().map(|pair| new.add(m_line, media, pair)),
+            };
+            new.lines.push(stream);
+        }
+        let port = |line: &Option<u8>| line.map(|index| new.streams[usize::from(index)].port);
+        let lines: Vec<Line> = new
+            .lines
+            .iter()
+            .map(|line| port(line).map_or(Line::Refuse, |port| Line::Accept { port }))
+            .collect();
+        new.answer = sdp::answer(offer, &lines, self.origin, address).into();
+        if !self.answer.is_empty() && new.answer != self.answer {
+            new.origin.version += 1;
+            new.answer = sdp::answer(offer, &lines, new.origin, address).into();
+        }
+        new
+    }
+
+    fn add(&mut self, m_line: usize, media: &MediaLine, ports: PortPair) -> u8 {
+        let index = self.streams.len() as u8;
+        self.streams.push(Stream::new(index, m_line, media, ports));
+        index
+    }
+
     /// The streams as the engine needs them, from index `first` on.
-    pub fn open_streams(&self, first: usize, address: std::net::IpAddr) -> Vec<OpenStream> {
+    pub fn open_streams(&self, first: usize, address: IpAddr) -> Vec<OpenStream> {
         let streams = self.streams.iter().skip(first);
         streams
             .filter_map(|stream| {
@@ -197,6 +238,17 @@ impl Recording {
     /// Requests in its dialog are taken.
     pub fn established(&self) -> bool {
         matches!(self.phase, Phase::Established | Phase::Changing(_))
+    }
+
+    /// The change under way, if there is one; it no longer is.
+    pub fn take_changing(&mut self) -> Option<Box<Changing>> {
+        match std::mem::replace(&mut self.phase, Phase::Established) {
+            Phase::Changing(changing) => Some(changing),
+            other => {
+                self.phase = other;
+                None
+            }
+        }
     }
 
     pub fn snapshot(&self) -> Snapshot {

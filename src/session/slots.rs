@@ -53,12 +53,21 @@ impl Slots {
         }
     }
 
+    /// The key of the slot's occupant.
+    pub fn key(&self, slot: u32) -> Option<RecordingKey> {
+        self.entries.get(slot as usize)?.recording.as_ref().map(|recording| recording.key)
+    }
+
     pub fn get(&self, key: RecordingKey) -> Option<&Recording> {
         self.entries.get(key.slot as usize)?.recording.as_deref().filter(|recording| recording.key == key)
     }
 
     pub fn get_mut(&mut self, key: RecordingKey) -> Option<&mut Recording> {
-        self.entries.get_mut(key.slot as usize)?.recording.as_deref_mut().filter(|recording| recording.key == key)
+        self.entries
+            .get_mut(key.slot as usize)?
+            .recording
+            .as_deref_mut()
+            .filter(|recording| recording.key == key)
     }
 
     /// Empties the slot. Its next occupant has another generation.
@@ -72,6 +81,10 @@ impl Slots {
 
     /// Every occupant's key, in slot order.
     pub fn keys(&self) -> Vec<RecordingKey> {
-        self.entries.iter().filter_map(|entry| entry.recording.as_ref()).map(|recording| recording.key).collect()
+        self.entries
+            .iter()
+            .filter_map(|entry| entry.recording.as_ref())
+            .map(|recording| recording.key)
+            .collect()
     }
 }

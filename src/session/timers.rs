@@ -52,7 +52,10 @@ mod tests {
         timers.set(&mut c, 'c', Some(Mono(20)));
         timers.set(&mut c, 'c', Some(Mono(40)));
         assert_eq!(timers.next(), Some(Mono(10)));
-        assert_eq!((timers.pop(Mono(35)), timers.pop(Mono(35)), timers.pop(Mono(35))), (Some('b'), Some('a'), None));
+        assert_eq!(
+            (timers.pop(Mono(35)), timers.pop(Mono(35)), timers.pop(Mono(35))),
+            (Some('b'), Some('a'), None)
+        );
         timers.set(&mut c, 'c', None);
         assert_eq!((timers.next(), c), (None, None));
     }

@@ -70,8 +70,13 @@ impl Fingerprint {
     /// Equal for copies of one request that came over different ways (§8.2.2.2). Only requests without a To tag have it.
     pub fn merge(&self, request: &Checked) -> Option<Identity> {
         let cseq = request.cseq.number.to_be_bytes();
-        let parts =
-            [b"merge", request.from_tag.as_bytes(), request.call_id.as_bytes(), &cseq, request.cseq.text.as_bytes()];
+        let parts = [
+            b"merge",
+            request.from_tag.as_bytes(),
+            request.call_id.as_bytes(),
+            &cseq,
+            request.cseq.text.as_bytes(),
+        ];
         request.to_tag.is_none().then(|| self.digest(&parts))
     }
 
@@ -233,10 +238,15 @@ impl Transactions {
         }
     }
 
+    pub fn owner(&self, id: TransactionId) -> Option<RecordingKey> {
+        self.get(id)?.owner
+    }
+
     /// A response has been sent.
     pub fn respond(&mut self, now: Mono, id: TransactionId, code: u16, bytes: Bytes) {
         self.keep(id, Some(bytes));
-        let Some(transaction) = self.get_mut(id).filter(|t| t.state == State::Proceeding && code >= 200) else {
+        let Some(transaction) = self.get_mut(id).filter(|t| t.state == State::Proceeding && code >= 200)
+        else {
             return;
         };
         let reliable = transaction.flow.transport == Transport::Tcp;
@@ -276,7 +286,11 @@ impl Transactions {
                 let reliable = transaction.flow.transport == Transport::Tcp;
                 transaction.ends = Some(now + if reliable { Duration::ZERO } else { T4 });
                 self.keep(id, None);
-                if reliable { self.remove(id) } else { self.arm(id) }
+                if reliable {
+                    self.remove(id)
+                } else {
+                    self.arm(id)
+                }
                 Acknowledged::Failure
             }
         }
@@ -331,11 +345,16 @@ impl Transactions {
     }
 
     fn get(&self, id: TransactionId) -> Option<&Transaction> {
-        self.entries.get(id.index as usize).filter(|entry| entry.generation == id.generation)?.transaction.as_ref()
+        self.entries
+            .get(id.index as usize)
+            .filter(|entry| entry.generation == id.generation)?
+            .transaction
+            .as_ref()
     }
 
     fn get_mut(&mut self, id: TransactionId) -> Option<&mut Transaction> {
-        let entry = self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)?;
+        let entry =
+            self.entries.get_mut(id.index as usize).filter(|entry| entry.generation == id.generation)?;
         entry.transaction.as_mut()
     }
 
