@@ -53,6 +53,9 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const TRANSACTIONS_PER_SESSION: usize = 8;
 /// Transactions beyond the per-session share, so that a box with few slots can still refuse politely.
 pub const TRANSACTIONS_BASE: usize = 4_096;
+/// Bytes of the responses that transactions keep for repeating; beyond it new INVITEs are refused. Answers of one busy hour
+/// need 2 KiB x 3 x 2,000 calls/s x 32 s at most.
+pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// SIP messages of one dialog that are kept while its files are being opened: INVITE, 100 and retransmissions.
 pub const SIGNALS_PENDING_MAX: usize = 16;
 /// Streams of one recording that are recorded; further m-lines are answered with port 0.

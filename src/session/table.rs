@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::RecordingKey;
+use super::id::Id;
 use super::seqlock::Seqlock;
 use crate::clock::Wall;
 use crate::limits::{TABLE_READ_ATTEMPTS, TABLE_TEXT};
@@ -26,8 +27,7 @@ pub enum State {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot {
     pub key: RecordingKey,
-    /// The 128 bits of the recording id, a UUID version 7.
-    pub id: u128,
+    pub id: Id,
     /// The first [`TABLE_TEXT`] bytes of the Call-ID, cut at a character.
     pub call_id: String,
     pub peer: SocketAddr,
@@ -97,8 +97,8 @@ fn encode(snapshot: &Snapshot) -> [u64; WORDS] {
         | u64::from(snapshot.streams) << 40
         | u64::from(snapshot.key.reactor) << 32
         | u64::from(snapshot.key.generation);
-    words[1] = (snapshot.id >> 64) as u64;
-    words[2] = snapshot.id as u64;
+    words[1] = (snapshot.id.0 >> 64) as u64;
+    words[2] = snapshot.id.0 as u64;
     words[3] = snapshot.start.0;
     let (ip, v6) = match snapshot.peer.ip() {
         IpAddr::V4(ip) => (ip.to_ipv6_mapped(), 0),
@@ -129,7 +129,7 @@ fn decode(slot: u32, words: &[u64; WORDS]) -> Option<Snapshot> {
     let text: Vec<u8> = words[TEXT..].iter().flat_map(|word| word.to_le_bytes()).collect();
     Some(Snapshot {
         key: RecordingKey { reactor: (words[0] >> 32) as u8, slot, generation: words[0] as u32 },
-        id: u128::from(words[1]) << 64 | u128::from(words[2]),
+        id: Id(u128::from(words[1]) << 64 | u128::from(words[2])),
         call_id: String::from_utf8_lossy(&text[..words[7] as usize]).into_owned(),
         peer: SocketAddr::new(ip, words[6] as u16),
         state: [State::Opening, State::Established, State::Changing, State::Closing]
