@@ -120,6 +120,9 @@ pub const BATCH_WAIT: Duration = Duration::from_millis(2);
 pub const BATCH_WAIT_BUSY: Duration = Duration::from_micros(200);
 /// Completions that end the sleep early.
 pub const BATCH_COMPLETIONS: usize = 512;
+/// How long a start waits in all for media ports that are taken, and how often it looks.
+pub const BIND_PATIENCE: Duration = Duration::from_millis(500);
+pub const BIND_RETRY: Duration = Duration::from_millis(10);
 /// How long a reactor that stops waits for bytes that TCP peers have not taken yet.
 pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often blocks are looked at for their age, and sockets for their drops.
