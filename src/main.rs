@@ -11,3 +11,4 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     shell::run(&shell::cli::Cli::parse())
 }
+fn main(){}
