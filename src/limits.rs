@@ -131,6 +131,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub const SWEEP_MAX: Duration = Duration::from_secs(1);
 /// How long ports stay open after the dialog's end: what the kernel received before the BYE is still on its way to us.
 pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
+/// The same when datagrams still wait in the sockets, which only happens on a box that is behind with its work.
+pub const CLOSE_LINGER_MAX: Duration = Duration::from_secs(10);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.

@@ -112,23 +112,50 @@ impl fmt::Display for Failure {
 #[derive(Debug)]
 pub enum Event {
     /// One whole SIP message (framed on streams; on UDP one datagram).
-    Message { flow: Flow, bytes: Bytes, at: Wall },
+    Message {
+        flow: Flow,
+        bytes: Bytes,
+        at: Wall,
+    },
     /// The connection is gone; nothing can be sent on it.
-    Disconnected { reactor: u8, connection: ConnectionKey },
+    Disconnected {
+        reactor: u8,
+        connection: ConnectionKey,
+    },
     /// The files exist and the ports of all streams are armed.
-    Opened { key: RecordingKey },
+    Opened {
+        key: RecordingKey,
+    },
     /// Nothing is left behind on disk.
-    OpenFailed { key: RecordingKey, failure: Failure },
+    OpenFailed {
+        key: RecordingKey,
+        failure: Failure,
+    },
     /// The streams added by `Command::Change` are armed, the removed ones are silent.
-    Changed { key: RecordingKey },
-    ChangeFailed { key: RecordingKey, failure: Failure },
+    Changed {
+        key: RecordingKey,
+    },
+    ChangeFailed {
+        key: RecordingKey,
+        failure: Failure,
+    },
     /// The recording's ports are silent and its slot may be used again. The commit goes on.
-    Closed { key: RecordingKey },
+    Closed {
+        key: RecordingKey,
+    },
     /// Whole, synced, under its final name. `incomplete` says that something is missing, and the manifest what.
-    Committed { id: String, incomplete: bool },
-    CommitFailed { id: String, failure: Failure },
+    Committed {
+        id: String,
+        incomplete: bool,
+    },
+    CommitFailed {
+        id: String,
+        failure: Failure,
+    },
     /// No new sessions from now on. Running ones are ended with BYE after `grace`.
-    Drain { grace: Duration },
+    Drain {
+        grace: Duration,
+    },
 }
 
 /// Everything the control plane can ask for. Each goes to one reactor ([`Command::reactor`]).
