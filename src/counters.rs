@@ -63,8 +63,10 @@ causes! {
         NotRtp = "not_rtp",
         /// Raw format only: RTCP is counted in the manifest, not written.
         Rtcp = "rtcp_in_raw",
-        /// Raw format only: a payload type that is not the file's codec (telephone-event, comfort noise).
+        /// Raw format only: a payload type that is not the file's codec (telephone-event, comfort noise), or no payload at all.
         OtherPayload = "other_payload_in_raw",
+        /// Raw format only: its place on the media clock is before the recording's first packet.
+        BeforeStart = "before_start_in_raw",
         /// All write blocks are in use: the disk is too slow.
         NoBlock = "no_block",
         /// This file's writes are too far behind.

@@ -53,6 +53,9 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const TRANSACTIONS_PER_SESSION: usize = 8;
 /// Transactions beyond the per-session share, so that a box with few slots can still refuse politely.
 pub const TRANSACTIONS_BASE: usize = 4_096;
+/// Bytes of the responses that transactions keep for repeating; beyond it new INVITEs are refused. Answers of one busy hour
+/// need 2 KiB x 3 x 2,000 calls/s x 32 s at most.
+pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// SIP messages of one dialog that are kept while its files are being opened: INVITE, 100 and retransmissions.
 pub const SIGNALS_PENDING_MAX: usize = 16;
 /// Streams of one recording that are recorded; further m-lines are answered with port 0.
@@ -61,6 +64,8 @@ pub const STREAMS_PER_RECORDING_MAX: usize = 16;
 pub const METADATA_BODIES_MAX: usize = 3_600;
 /// Bytes of the Call-ID shown in the session table; the manifest has it whole.
 pub const TABLE_TEXT: usize = 64;
+/// Attempts of one table read. A write takes some 20 ns, so a reader that fails this often met a writer that was preempted.
+pub const TABLE_READ_ATTEMPTS: usize = 10_000;
 
 // ---- threads ----------------------------------------------------------------------------------------------------
 
@@ -73,6 +78,8 @@ pub const COMMANDS_MAX: usize = 16_384;
 pub const COMMITS_MAX: usize = 131_072;
 /// Events that the control thread handles before it looks at its timers.
 pub const EVENTS_PER_TURN: usize = 256;
+/// How long the control thread sleeps when nothing is due: gauges are no older than this.
+pub const CONTROL_IDLE: Duration = Duration::from_secs(1);
 /// Reactors: one per core.
 pub const REACTORS_MAX: usize = 64;
 
@@ -113,8 +120,17 @@ pub const BATCH_WAIT: Duration = Duration::from_millis(2);
 pub const BATCH_WAIT_BUSY: Duration = Duration::from_micros(200);
 /// Completions that end the sleep early.
 pub const BATCH_COMPLETIONS: usize = 512;
+/// How long a start waits in all for media ports that are taken, and how often it looks.
+pub const BIND_PATIENCE: Duration = Duration::from_millis(500);
+pub const BIND_RETRY: Duration = Duration::from_millis(10);
+/// How long a reactor that stops waits for bytes that TCP peers have not taken yet.
+pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often blocks are looked at for their age, and sockets for their drops.
 pub const TICK: Duration = Duration::from_millis(100);
+/// Every open recording is looked at at least this often.
+pub const SWEEP_MAX: Duration = Duration::from_secs(1);
+/// How long ports stay open after the dialog's end: what the kernel received before the BYE is still on its way to us.
+pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.
@@ -124,6 +140,10 @@ pub const DESCRIPTORS_RESERVED: usize = 2_048;
 
 // ---- disk -------------------------------------------------------------------------------------------------------
 
+/// Different problems listed in one manifest.
+pub const PROBLEMS_MAX: usize = 64;
+/// Jobs waiting for the directory thread, per reactor: an INVITE, its metadata and its end, for each of 4,000 calls.
+pub const DIRECTORY_JOBS_MAX: usize = 16_384;
 /// One write block. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and, at 4 KiB, packets.
 pub const BLOCK_SIZE: usize = 64 * 1024;
 /// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
@@ -140,11 +160,18 @@ pub const COMMIT_ATTEMPTS: u32 = 3;
 pub const COMMIT_BATCH: usize = 1_024;
 
 const _: () = assert!(BLOCK_SIZE.is_multiple_of(4_096));
-const _: () = assert!(MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two());
+const _: () = assert!(
+    MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two()
+);
 // The completion queue holds every buffer and every operation at once.
 const _: () = assert!(
     CQ_ENTRIES as usize
-        > MEDIA_BUFFERS as usize + SIP_BUFFERS as usize + TCP_BUFFERS as usize + DISK_OPS + SENDS_IN_FLIGHT + TCP_CONNECTIONS * 2
+        > MEDIA_BUFFERS as usize
+            + SIP_BUFFERS as usize
+            + TCP_BUFFERS as usize
+            + DISK_OPS
+            + SENDS_IN_FLIGHT
+            + TCP_CONNECTIONS * 2
 );
 // A block holds the largest record: a media datagram, or a SIP message as one frame.
 const _: () = assert!(BLOCK_SIZE > MEDIA_BUFFER_SIZE + 128);
@@ -159,6 +186,21 @@ pub const SEQ_DROPOUT_MAX: u16 = 3_000;
 pub const SEQ_MISORDER_MAX: u16 = 100;
 /// RTP time that runs away from arrival time by more than this is a new media clock: raw files are placed by arrival again.
 pub const CLOCK_JUMP_MAX: Duration = Duration::from_secs(2);
+/// Silence written to a raw file at once, by arrival time. No call is without any packet for so long; what looks like it is
+/// a step of the wall clock, and is left out.
+pub const RAW_SILENCE_MAX: Duration = Duration::from_secs(4 * 3_600);
+/// Bytes per second of a raw file on the media clock: L16 stereo at 48 kHz. An offer that claims more is recorded as rtpdump,
+/// so that no SDP decides how much silence is written.
+pub const RAW_BYTES_PER_SECOND_MAX: u32 = 192_000;
+/// TCP connections of one dialog told apart in the pcap; an SRC that reconnects for every request takes the oldest's place.
+pub const TCP_CONVERSATIONS: usize = 4;
+/// A label as part of a raw file's name; with index and extension it stays far below NAME_MAX (255).
+pub const LABEL_IN_NAME_MAX: usize = 64;
+/// What one call of the packet path asks for at most: a block sent off, silence, a late packet's own write.
+pub const WRITES_PER_PACKET: usize = 3;
+
+// The window of sequence numbers that tells late from duplicate is 128 bits wide.
+const _: () = assert!(SEQ_MISORDER_MAX < 128);
 
 // ---- stats socket -----------------------------------------------------------------------------------------------
 

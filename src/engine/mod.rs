@@ -1,1 +1,489 @@
-//! (to be written)
+//! All system calls, all threads, all unsafe. The engine knows both planes and carries effects between them.
+//!
+//! | thread | owns |
+//! |---|---|
+//! | `reactor-N`, pinned, one per core | a ring, its media sockets, SIP sockets and connections, open recordings, write blocks |
+//! | `control` | the session layer; the only writer of the session table |
+//! | `directory` | making directories and files |
+//! | `commit` | hashes, manifests, sync, rename |
+
+mod blocks;
+mod buffers;
+mod commit;
+mod control;
+pub mod cpu;
+mod datagram;
+mod directory;
+mod disk;
+mod mailbox;
+mod media_source;
+mod published;
+mod reactor;
+mod recordings;
+mod ring;
+mod tcp;
+mod udp;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+use crossbeam::channel::{Sender, bounded};
+use hdrhistogram::Histogram;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use socket2::Socket;
+
+use crate::counters::{ReactorCounters, SessionCounters};
+use crate::limits;
+use crate::proto::manifest::Format;
+use crate::session::table::Table;
+use crate::session::{Event, PortPair, Rules, Sessions};
+
+use blocks::Pool;
+use control::Control;
+use disk::Files;
+use mailbox::Inbox;
+use media_source::sockets::{self, Bound, Sockets};
+use published::{Published, Recorded};
+use reactor::{Clock, Outbox, Reactor};
+use recordings::Recordings;
+use ring::Ring;
+
+/// What the recorder is to do; the shell has checked that it makes sense.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub dir: PathBuf,
+    /// Port 0: the kernel chooses; [`Recorder::sip_udp`] tells.
+    pub sip_udp: Vec<SocketAddr>,
+    pub sip_tcp: Vec<SocketAddr>,
+    pub media_ip: Option<IpAddr>,
+    /// First (even) and last (odd) media port.
+    pub media_ports: (u16, u16),
+    pub port_cooldown: Duration,
+    /// One reactor per core.
+    pub cores: Vec<usize>,
+    pub sessions_max: Option<usize>,
+    pub format: Format,
+    pub flush_interval: Duration,
+    /// For SIP headers and manifests: `sipreel/0.1.0`.
+    pub product: String,
+}
+
+/// Why the recorder did not start, and what to change: one sentence.
+#[derive(Debug)]
+pub struct StartError(String);
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<String> for StartError {
+    fn from(sentence: String) -> StartError {
+        StartError(sentence)
+    }
+}
+
+/// What a recorder did in its life.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    pub committed: u64,
+    /// Of these: with problems in the manifest.
+    pub incomplete: u64,
+    /// Left under their `.part` names.
+    pub failed: u64,
+}
+
+/// What the stats socket reads. Nobody waits for it.
+#[derive(Clone)]
+pub struct Gauges {
+    pub reactors: Vec<Arc<ReactorCounters>>,
+    pub session: Arc<SessionCounters>,
+    pub table: Arc<Table>,
+    write_latency: Vec<Published>,
+    batch: Vec<Published>,
+    setup: Published,
+}
+
+impl Gauges {
+    /// Nanoseconds from submitting a disk write to its completion.
+    pub fn write_latency(&self) -> Histogram<u64> {
+        Published::sum(&self.write_latency)
+    }
+
+    /// Completions per turn of a reactor.
+    pub fn batch(&self) -> Histogram<u64> {
+        Published::sum(&self.batch)
+    }
+
+    /// Nanoseconds from INVITE to 200.
+    pub fn setup(&self) -> Histogram<u64> {
+        Published::sum(std::slice::from_ref(&self.setup))
+    }
+}
+
+/// A running recorder.
+pub struct Recorder {
+    pub sip_udp: Vec<SocketAddr>,
+    pub sip_tcp: Vec<SocketAddr>,
+    pub port_pairs: usize,
+    pub sessions_max: usize,
+    /// What works less well than asked for.
+    pub warnings: Vec<String>,
+    pub gauges: Gauges,
+    events: Sender<Event>,
+    control: JoinHandle<Outcome>,
+    others: Vec<JoinHandle<()>>,
+}
+
+impl Recorder {
+    /// Binds every socket, maps all memory, starts the threads; returns when every port is armed.
+    pub fn start(settings: &Settings) -> Result<Recorder, StartError> {
+        let descriptors = cpu::raise_descriptor_limit();
+        writable(&settings.dir)?;
+        let reactors = settings.cores.len();
+        let plan = Plan::new(settings, descriptors);
+        let mut warnings = plan.warnings.clone();
+        let sip_udp = listeners(&settings.sip_udp, "UDP", |address| udp::bind(address, reactors))?;
+        let sip_tcp = listeners(&settings.sip_tcp, "TCP", |address| tcp::bind(address, reactors))?;
+        let media = plan.bind(settings, &mut warnings)?;
+        let ports: Vec<PortPair> =
+            media.iter().enumerate().flat_map(|(reactor, bound)| pairs(reactor, bound)).collect();
+        if ports.is_empty() {
+            let (first, last) = settings.media_ports;
+            return Err(format!(
+                "no media port pair of {first}-{last} is free: give another --media-ports range"
+            )
+            .into());
+        }
+        let files: usize = media.iter().map(|bound| plan.files(bound)).sum();
+        let sessions_max = settings.sessions_max.unwrap_or(files).min(files).min(limits::SESSIONS_MAX);
+        if settings.sessions_max.is_some_and(|asked| asked > sessions_max) {
+            warnings.push(format!(
+                "--max-sessions is lowered to {sessions_max}: there are no more media ports or descriptors"
+            ));
+        }
+
+        let (events, incoming) = bounded(limits::EVENTS_MAX);
+        let (jobs, job_queue) = bounded(limits::DIRECTORY_JOBS_MAX);
+        let (commits, commit_queue) = bounded(limits::COMMITS_MAX);
+        let table = Arc::new(Table::new(sessions_max));
+        let session = Arc::new(SessionCounters::default());
+        let (setup, setup_published) = Recorded::new();
+        let mut gauges = Gauges {
+            reactors: Vec::new(),
+            session: session.clone(),
+            table: table.clone(),
+            write_latency: Vec::new(),
+            batch: Vec::new(),
+            setup: setup_published,
+        };
+        let mut mailboxes = Vec::new();
+        let mut others = Vec::new();
+        let mut parts = Vec::new();
+        let mut sip_udp_sockets = by_reactor(&sip_udp, reactors);
+        let mut sip_tcp_sockets = by_reactor(&sip_tcp, reactors);
+        for (index, bound) in media.into_iter().enumerate() {
+            let (mailbox, inbox) =
+                mailbox::mailbox().map_err(|e| format!("creating an eventfd failed: {e}"))?;
+            let (write_latency, published_latency) = Recorded::new();
+            let (batch, published_batch) = Recorded::new();
+            let counters = Arc::new(ReactorCounters::default());
+            gauges.reactors.push(counters.clone());
+            gauges.write_latency.push(published_latency);
+            gauges.batch.push(published_batch);
+            mailboxes.push(mailbox);
+            parts.push(Parts {
+                index: index as u8,
+                core: settings.cores[index],
+                files: plan.files(&bound),
+                bound,
+                sessions: sessions_max,
+                udp: std::mem::take(&mut sip_udp_sockets[index]),
+                tcp: std::mem::take(&mut sip_tcp_sockets[index])
+                    .into_iter()
+                    .map(|(socket, _)| socket)
+                    .collect(),
+                inbox,
+                flush_interval: settings.flush_interval,
+                write_latency,
+                batch,
+                counters,
+                events: events.clone(),
+                jobs: jobs.clone(),
+            });
+        }
+        drop(jobs);
+        let (ready, readiness) = bounded(reactors);
+        for parts in parts {
+            others.push(spawn_reactor(parts, ready.clone())?);
+        }
+        drop(ready);
+        for _ in 0..reactors {
+            readiness.recv().map_err(|_| "a reactor ended before it was ready".to_owned())??;
+        }
+        let directory =
+            directory::Directory::new(settings.dir.clone(), job_queue, mailboxes.clone(), commits);
+        others.push(spawn("directory", move || directory.run())?);
+        let commit = commit::Commit::new(settings.dir.clone(), commit_queue, events.clone());
+        others.push(spawn("commit", move || commit.run())?);
+
+        let port_pairs = ports.len();
+        let rules = Rules {
+            sessions_max,
+            format: settings.format,
+            port_cooldown: settings.port_cooldown,
+            media_ip: settings.media_ip,
+            ports,
+            reactors: reactors as u8,
+            product: settings.product.clone(),
+        };
+        let sessions = Sessions::new(rules, session, table, StdRng::from_os_rng());
+        let control =
+            Control { sessions, events: incoming, reactors: mailboxes, setup, outcome: Outcome::default() };
+        let control = spawn("control", move || control.run())?;
+        let addresses =
+            |bound: Vec<(SocketAddr, Vec<Socket>)>| bound.into_iter().map(|(address, _)| address).collect();
+        Ok(Recorder {
+            sip_udp: addresses(sip_udp),
+            sip_tcp: addresses(sip_tcp),
+            port_pairs,
+            sessions_max,
+            warnings,
+            gauges,
+            events,
+            control,
+            others,
+        })
+    }
+
+    /// No new sessions from now on; running ones are ended with BYE after `grace`. Then [`Recorder::wait`] returns.
+    pub fn drain(&self, grace: Duration) {
+        // Fails only when control has ended already.
+        let _ = self.events.send(Event::Drain { grace });
+    }
+
+    /// Waits until a drain is complete: everything written, renamed, synced.
+    pub fn wait(self) -> Outcome {
+        let Recorder { events, control, others, .. } = self;
+        let outcome = control.join().unwrap_or_default();
+        drop(events);
+        for thread in others {
+            let _ = thread.join();
+        }
+        outcome
+    }
+}
+
+/// How many port pairs and files each reactor gets.
+struct Plan {
+    first: u16,
+    pairs: usize,
+    reactors: usize,
+    table: usize,
+    format: Format,
+    warnings: Vec<String>,
+}
+
+impl Plan {
+    /// Two sockets a pair, with `DESCRIPTORS_RESERVED` left for the rest; and a ring's table of registered files, which
+    /// the kernel bounds by the same limit, holds a reactor's sockets and its recordings' files.
+    fn new(settings: &Settings, descriptors: usize) -> Plan {
+        let (first, last) = settings.media_ports;
+        let reactors = settings.cores.len();
+        let asked = (usize::from(last) - usize::from(first)).div_ceil(2);
+        let reserved = limits::DESCRIPTORS_RESERVED.min(descriptors / 4);
+        // pcap: one file for a call of two pairs. raw: one file a pair.
+        let per_table = match settings.format {
+            Format::Pcap => descriptors * 2 / 5,
+            Format::Raw => descriptors / 3,
+        };
+        let pairs = asked.min((descriptors - reserved) / 2).min(per_table * reactors);
+        let mut warnings = Vec::new();
+        if pairs < asked {
+            warnings.push(format!(
+                "only {pairs} of {asked} media port pairs are used: RLIMIT_NOFILE is {descriptors}; raise it \
+                 (systemd: LimitNOFILE) to {}",
+                (asked * 2 + reserved).max(asked * 5 / 2 / reactors)
+            ));
+        }
+        Plan { first, pairs, reactors, table: descriptors, format: settings.format, warnings }
+    }
+
+    /// Binds a slice of the range for each reactor.
+    fn bind(&self, settings: &Settings, warnings: &mut Vec<String>) -> Result<Vec<Bound>, StartError> {
+        let last = settings.media_ports.1;
+        let mut next = u32::from(self.first);
+        let deadline = cpu::now().mono + limits::BIND_PATIENCE;
+        let mut bound = Vec::new();
+        let mut taken = Vec::new();
+        for reactor in 0..self.reactors {
+            let wanted = self.pairs / self.reactors + usize::from(reactor < self.pairs % self.reactors);
+            let ports = (next..u32::from(last)).step_by(2).map(|port| port as u16);
+            let (mine, not_mine) =
+                sockets::bind(settings.media_ip, ports, wanted, deadline).map_err(|e| {
+                    format!("binding media ports failed ({e}): check --media-ip and --media-ports")
+                })?;
+            next += (mine.rtp_ports.len() + not_mine.len()) as u32 * 2;
+            bound.push(mine);
+            taken.extend(not_mine);
+        }
+        if !taken.is_empty() {
+            warnings.push(format!(
+                "{} media port pairs are in use by others and left out, the first is {}",
+                taken.len(),
+                taken[0]
+            ));
+        }
+        Ok(bound)
+    }
+
+    /// Media files that a reactor can have open: no recording has fewer pairs than files.
+    fn files(&self, bound: &Bound) -> usize {
+        let pairs = bound.rtp_ports.len();
+        let files = match self.format {
+            Format::Pcap => pairs,
+            // A stream that replaces another in a re-INVITE has its file beside the other's.
+            Format::Raw => pairs * 2,
+        };
+        files.min(self.table - pairs * 2)
+    }
+}
+
+fn pairs(reactor: usize, bound: &Bound) -> impl Iterator<Item = PortPair> + '_ {
+    bound.rtp_ports.iter().enumerate().map(move |(index, &rtp)| PortPair {
+        reactor: reactor as u8,
+        index: index as u16,
+        rtp,
+    })
+}
+
+type Listening = (SocketAddr, Vec<Socket>);
+
+fn listeners(
+    addresses: &[SocketAddr],
+    transport: &str,
+    bind: impl Fn(SocketAddr) -> std::io::Result<Listening>,
+) -> Result<Vec<Listening>, StartError> {
+    addresses
+        .iter()
+        .map(|&address| {
+            bind(address).map_err(|e| {
+                let flag = transport.to_lowercase();
+                StartError(format!(
+                    "cannot listen for SIP on {transport} {address} ({e}): give another --sip-{flag} address"
+                ))
+            })
+        })
+        .collect()
+}
+
+/// Each reactor's socket of every listener.
+fn by_reactor(listening: &[Listening], reactors: usize) -> Vec<Vec<(Socket, SocketAddr)>> {
+    (0..reactors)
+        .map(|reactor| {
+            listening
+                .iter()
+                .filter_map(|(address, sockets)| Some((sockets[reactor].try_clone().ok()?, *address)))
+                .collect()
+        })
+        .collect()
+}
+
+/// What a reactor is made of; the ring is made on its own thread.
+struct Parts {
+    index: u8,
+    core: usize,
+    files: usize,
+    bound: Bound,
+    sessions: usize,
+    udp: Vec<(Socket, SocketAddr)>,
+    tcp: Vec<Socket>,
+    inbox: Inbox,
+    flush_interval: Duration,
+    write_latency: Recorded,
+    batch: Recorded,
+    counters: Arc<ReactorCounters>,
+    events: Sender<Event>,
+    jobs: Sender<directory::Job>,
+}
+
+impl Parts {
+    fn assemble(self) -> Result<Reactor, String> {
+        cpu::pin(self.core).map_err(|e| format!("cannot run on core {} ({e}): check --cores", self.core))?;
+        let sockets = self.bound.rtp_ports.len() * 2;
+        let mut ring = Ring::new((sockets + self.files) as u32)?;
+        let media = Sockets::arm(self.bound, &mut ring)?;
+        let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
+        let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
+        let files = Files::new(sockets as u32, self.files, self.write_latency, self.counters.clone());
+        let pool = Pool::new(self.files + limits::BLOCKS_SPARE);
+        let recordings = Recordings::new(
+            media.len(),
+            self.sessions,
+            files,
+            pool,
+            self.flush_interval,
+            self.jobs,
+            self.counters.clone(),
+        );
+        Ok(Reactor {
+            ring,
+            sockets: media,
+            udp,
+            tcp,
+            recordings,
+            inbox: self.inbox,
+            counters: self.counters,
+            batch: self.batch,
+            outbox: Outbox::new(self.events),
+            clock: Clock::start(),
+        })
+    }
+}
+
+fn spawn_reactor(parts: Parts, ready: Sender<Result<(), String>>) -> Result<JoinHandle<()>, StartError> {
+    spawn(&format!("reactor-{}", parts.index), move || {
+        let reactor = match parts.assemble() {
+            Ok(reactor) => reactor,
+            Err(sentence) => {
+                let _ = ready.send(Err(sentence));
+                return;
+            }
+        };
+        let _ = ready.send(Ok(()));
+        drop(ready);
+        if let Err(e) = reactor.run() {
+            // This core's recordings cannot go on, and what is written of them is on disk. A supervisor starts us again.
+            tracing::error!("io_uring failed, the recorder cannot go on: {e}");
+            std::process::abort();
+        }
+    })
+}
+
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, StartError> {
+    Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|e| StartError(format!("cannot start the {name} thread ({e}): raise the limit of tasks")))
+}
+
+/// The recordings directory exists and takes files.
+fn writable(dir: &Path) -> Result<(), StartError> {
+    let probe = dir.join(format!(".sipreel-{}", std::process::id()));
+    fs::create_dir_all(dir).and_then(|()| File::create(&probe)).and_then(|_| fs::remove_file(&probe)).map_err(|e| {
+        let dir = dir.display();
+        StartError(format!("cannot write to the recordings directory {dir} ({e}): give another --dir or its owner's rights"))
+    })
+}

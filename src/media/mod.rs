@@ -4,13 +4,16 @@
 //! that is full or old leaves as a [`Write`]; the engine owns it until its completion and gives it back to the pool.
 
 pub mod recording;
+mod stage;
 pub mod stream;
+mod timeline;
 
 use std::net::SocketAddr;
 
 use crate::clock::Wall;
 
-pub use recording::Recording;
+pub use crate::proto::rtp::Channel;
+pub use recording::{Recording, StreamSpec};
 
 /// A write block: [`crate::limits::BLOCK_SIZE`] bytes, mapped at start, owned by exactly one of pool, recording, write.
 pub type Block = &'static mut [u8];
@@ -21,13 +24,6 @@ pub trait Blocks {
     fn give(&mut self, block: Block);
 }
 
-/// Which port of the pair a datagram came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Channel {
-    Rtp,
-    Rtcp,
-}
-
 /// One received datagram.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
@@ -35,6 +31,18 @@ pub struct Packet<'a> {
     pub at: Wall,
     pub from: SocketAddr,
     pub to: SocketAddr,
+    pub bytes: &'a [u8],
+}
+
+/// One SIP message of the dialog, as it was on the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Signal<'a> {
+    pub at: Wall,
+    /// From `peer` to `local`; otherwise the other way.
+    pub received: bool,
+    pub tcp: bool,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
     pub bytes: &'a [u8],
 }
 

@@ -1,2 +1,1104 @@
-//! (to be written)
-pub struct Recording;
+//! One recording: datagrams and SIP messages in, writes out.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::clock::Wall;
+use crate::counters::DropCause;
+use crate::limits::{BLOCK_SIZE, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS};
+use crate::media::stage::{Exits, Load, Stage};
+use crate::media::stream::Reception;
+use crate::media::timeline::{Elapsed, Timeline};
+use crate::media::{Blocks, Channel, Packet, Place, Signal, Write};
+use crate::proto::manifest::{Format, StreamReport};
+use crate::proto::pcap::{self, Frame, Tcp};
+use crate::proto::raw;
+use crate::proto::rtp::{self, Kind, Rtp};
+use crate::proto::sdp::Codec;
+
+// A block holds the longest record of a SIP message, so that none is left out for its length.
+const _: () = assert!(Tcp::OVERHEAD + Tcp::SEGMENT_MAX <= BLOCK_SIZE);
+
+/// What a recording has to know of a stream before its first packet.
+#[derive(Clone, Debug)]
+pub struct StreamSpec {
+    pub label: String,
+    /// Our addresses in the answer.
+    pub to_rtp: SocketAddr,
+    pub to_rtcp: SocketAddr,
+    /// All codecs answered. A raw file is laid out for the first that is neither telephone-event nor comfort noise.
+    pub codecs: Vec<Codec>,
+    /// RTCP shares the RTP port (RFC 5761).
+    pub rtcp_mux: bool,
+}
+
+/// The data plane of one recording.
+///
+/// Every datagram given to [`Recording::packet`] ends in exactly one place: in the `packets` of one [`Write`], or in an error.
+#[derive(Debug)]
+pub struct Recording {
+    format: Format,
+    streams: Vec<Stream>,
+    pcap: Capture,
+    elapsed: Elapsed,
+    packets: u64,
+    bytes: u64,
+    last: Option<Wall>,
+    dropped_unattributed: u64,
+}
+
+impl Recording {
+    pub fn new(format: Format) -> Recording {
+        Recording {
+            format,
+            streams: Vec::with_capacity(STREAMS_PER_RECORDING_MAX),
+            pcap: Capture::new(),
+            elapsed: Elapsed::default(),
+            packets: 0,
+            bytes: 0,
+            last: None,
+            dropped_unattributed: 0,
+        }
+    }
+
+    /// The new stream's index: 0, 1, … Raw: also the index of its file. At most [`STREAMS_PER_RECORDING_MAX`] may be added.
+    pub fn add_stream(&mut self, spec: StreamSpec) -> u8 {
+        debug_assert!(self.streams.len() < STREAMS_PER_RECORDING_MAX);
+        let index = self.streams.len() as u8;
+        let stream = Stream::new(self.format, index, &spec, &self.streams);
+        self.streams.push(stream);
+        index
+    }
+
+    /// Files so far. Their indices are `0..files()`.
+    pub fn files(&self) -> usize {
+        match self.format {
+            Format::Pcap => 1,
+            Format::Raw => self.streams.len(),
+        }
+    }
+
+    /// Name within the recording's directory. It never changes, and no two files share one.
+    pub fn file_name(&self, file: u8) -> String {
+        match self.format {
+            Format::Pcap => "call.pcap".to_owned(),
+            Format::Raw => self.streams.get(usize::from(file)).map_or_else(String::new, |s| s.name.clone()),
+        }
+    }
+
+    /// What the file begins with, possibly nothing. To be asked once, when the file is opened, and written before all else.
+    pub fn file_header(&mut self, file: u8, at: Wall) -> Vec<u8> {
+        if self.format == Format::Pcap {
+            return pcap::FILE_HEADER.to_vec();
+        }
+        match self.streams.get_mut(usize::from(file)) {
+            Some(Stream { sink: Sink::Dump(dump), to_rtp, .. }) => dump.begin(at, *to_rtp),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Takes one datagram of a stream's ports. `Ok`: it is in a block, and will leave in the `packets` of exactly one write.
+    /// `Err`: it is in none. Allocates nothing while `writes` has room for [`crate::limits::WRITES_PER_PACKET`] more.
+    pub fn packet(
+        &mut self,
+        stream: u8,
+        channel: Channel,
+        packet: &Packet<'_>,
+        blocks: &mut impl Blocks,
+        writes: &mut Vec<Write>,
+    ) -> Result<(), DropCause> {
+        let stream = self.streams.get_mut(usize::from(stream)).ok_or(DropCause::NoSession)?;
+        let kind = stream.kind(packet.bytes, channel);
+        let rtp = if kind == Kind::Rtp { rtp::view(packet.bytes) } else { None };
+        let source = rtp.map(|rtp| stream.reception.receive(packet.at, &rtp)).unwrap_or_default();
+        let exits = &mut Exits { blocks, writes };
+        let outcome = match &mut stream.sink {
+            Sink::Capture(flows) => self.pcap.datagram(flows.of(channel, packet), packet, exits),
+            Sink::Dump(dump) => dump.packet(kind, packet, exits),
+            Sink::Timeline(file) => match rtp {
+                Some(rtp) if stream.main == Some(rtp.payload_type) && !rtp.payload.is_empty() => {
+                    file.place(source, &rtp, self.elapsed.at(packet.at), load(packet), exits)
+                }
+                _ => Err(unplaced(kind)),
+            },
+        };
+        stream.count(kind, rtp, outcome);
+        outcome?;
+        self.packets += 1;
+        self.bytes += packet.bytes.len() as u64;
+        self.last = self.last.max(Some(packet.at));
+        Ok(())
+    }
+
+    /// Takes one SIP message of the dialog: into the pcap; a raw recording has no place for it. Not counted as media. `Err`: not
+    /// all of it is in the pcap.
+    pub fn signal(
+        &mut self,
+        signal: &Signal<'_>,
+        blocks: &mut impl Blocks,
+        writes: &mut Vec<Write>,
+    ) -> Result<(), DropCause> {
+        let exits = &mut Exits { blocks, writes };
+        match self.format {
+            Format::Raw => Ok(()),
+            Format::Pcap if signal.tcp => self.pcap.tcp_message(signal, exits),
+            Format::Pcap => self.pcap.udp_message(signal, exits),
+        }
+    }
+
+    /// Hands over every block that holds something: at most one write a file.
+    pub fn flush(&mut self, writes: &mut Vec<Write>) {
+        self.pcap.stage.send_off(Place::Append, writes);
+        for stream in &mut self.streams {
+            match &mut stream.sink {
+                Sink::Capture(_) => {}
+                Sink::Dump(dump) => dump.stage.send_off(Place::Append, writes),
+                Sink::Timeline(file) => file.flush(writes),
+            }
+        }
+    }
+
+    /// When the oldest of what waits in blocks came.
+    pub fn staged_since(&self) -> Option<Wall> {
+        self.stages().filter_map(Stage::since).min()
+    }
+
+    /// Media datagrams waiting in blocks.
+    pub fn staged_packets(&self) -> u64 {
+        self.stages().map(|stage| u64::from(stage.packets())).sum()
+    }
+
+    /// A write of this recording failed or was not made: its `file`, `packets` and `bytes`.
+    pub fn dropped(&mut self, file: u8, packets: u32, bytes: u64) {
+        let packets = u64::from(packets);
+        self.packets = self.packets.saturating_sub(packets);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        match (self.format, &mut self.streams[..]) {
+            (Format::Pcap, [only]) => only.dropped += packets,
+            (Format::Raw, streams) if usize::from(file) < streams.len() => {
+                streams[usize::from(file)].dropped += packets;
+            }
+            _ => self.dropped_unattributed += packets,
+        }
+    }
+
+    /// Datagrams lost in failed writes that cannot be charged to one stream: several share the pcap.
+    pub fn dropped_unattributed(&self) -> u64 {
+        self.dropped_unattributed
+    }
+
+    /// What is known of the stream; an empty report for an unknown index. `kernel_dropped` is the engine's to add.
+    pub fn report(&self, stream: u8) -> StreamReport {
+        let Some(of) = self.streams.get(usize::from(stream)) else { return StreamReport::default() };
+        let sums = of.reception.sums();
+        StreamReport {
+            ssrcs: of.reception.ssrcs(),
+            first_packet: sums.first,
+            last_packet: sums.last,
+            packets: of.packets,
+            bytes: of.payload_bytes,
+            rtcp_packets: of.rtcp_packets,
+            other_packets: of.other_packets,
+            lost: sums.lost,
+            out_of_order: sums.out_of_order,
+            duplicate: sums.duplicate,
+            dropped: of.dropped,
+            kernel_dropped: 0,
+            jitter_ms: sums.jitter_ms,
+            file: Some(self.file_name(stream)),
+        }
+    }
+
+    /// Datagrams taken and not lost since, their bytes, and when the last came.
+    pub fn totals(&self) -> (u64, u64, Option<Wall>) {
+        (self.packets, self.bytes, self.last)
+    }
+
+    fn stages(&self) -> impl Iterator<Item = &Stage> {
+        let raw = self.streams.iter().filter_map(|stream| match &stream.sink {
+            Sink::Capture(_) => None,
+            Sink::Dump(dump) => Some(&dump.stage),
+            Sink::Timeline(file) => Some(file.stage()),
+        });
+        raw.chain([&self.pcap.stage])
+    }
+}
+
+/// Why a constant-rate file has no place for a datagram of this kind.
+fn unplaced(kind: Kind) -> DropCause {
+    match kind {
+        Kind::Rtp => DropCause::OtherPayload,
+        Kind::Rtcp => DropCause::Rtcp,
+        Kind::Other => DropCause::NotRtp,
+    }
+}
+
+fn load(packet: &Packet<'_>) -> Load {
+    Load { at: packet.at, packets: 1, bytes: packet.bytes.len() as u64 }
+}
+
+#[derive(Debug)]
+struct Stream {
+    /// Of its file; unused in a pcap recording.
+    name: String,
+    to_rtp: SocketAddr,
+    /// Payload types that cannot be mistaken for RTCP: answered, and no RTCP on their port.
+    unmuxed: Option<u128>,
+    /// Payload type that the raw file is laid out for.
+    main: Option<u8>,
+    reception: Reception,
+    sink: Sink,
+    packets: u64,
+    payload_bytes: u64,
+    rtcp_packets: u64,
+    other_packets: u64,
+    dropped: u64,
+}
+
+#[derive(Debug)]
+enum Sink {
+    Capture(Flows),
+    Timeline(Timeline),
+    Dump(Dump),
+}
+
+impl Stream {
+    fn new(format: Format, index: u8, spec: &StreamSpec, others: &[Stream]) -> Stream {
+        let main = raw::main_codec(&spec.codecs);
+        let layout = main.and_then(raw::clocked);
+        let extension = layout.map_or(raw::DUMP_EXTENSION, |layout| layout.extension);
+        let answered = spec.codecs.iter().fold(0, |bits, codec| bits | 1 << (codec.payload_type & 0x7f));
+        Stream {
+            name: file_name(&spec.label, index, extension, others),
+            to_rtp: spec.to_rtp,
+            unmuxed: (!spec.rtcp_mux).then_some(answered),
+            main: main.map(|codec| codec.payload_type),
+            reception: Reception::new(&spec.codecs),
+            sink: match (format, layout) {
+                (Format::Pcap, _) => Sink::Capture(Flows::default()),
+                (Format::Raw, Some(layout)) => Sink::Timeline(Timeline::new(index, layout)),
+                (Format::Raw, None) => Sink::Dump(Dump::new(index)),
+            },
+            packets: 0,
+            payload_bytes: 0,
+            rtcp_packets: 0,
+            other_packets: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Payload types 64 to 95 with the marker look like RTCP. Where they were answered and RTCP has its own port, they are RTP.
+    fn kind(&self, bytes: &[u8], channel: Channel) -> Kind {
+        let kind = rtp::classify(bytes, channel);
+        let (Kind::Rtcp, Channel::Rtp, Some(answered)) = (kind, channel, self.unmuxed) else { return kind };
+        match rtp::view(bytes) {
+            Some(rtp) if answered & 1 << rtp.payload_type != 0 => Kind::Rtp,
+            _ => kind,
+        }
+    }
+
+    fn count(&mut self, kind: Kind, rtp: Option<Rtp<'_>>, outcome: Result<(), DropCause>) {
+        match kind {
+            Kind::Rtcp => self.rtcp_packets += 1,
+            Kind::Other => self.other_packets += 1,
+            Kind::Rtp if outcome.is_ok() => {
+                self.packets += 1;
+                self.payload_bytes += rtp.map_or(0, |rtp| rtp.payload.len() as u64);
+            }
+            Kind::Rtp => {}
+        }
+        if matches!(outcome, Err(DropCause::NoBlock | DropCause::BeforeStart)) {
+            self.dropped += 1;
+        }
+    }
+}
+
+/// `<label>.<extension>`. A label comes from the network: what could lead out of the directory, hide the file or trouble a shell
+/// becomes `_`, and the index makes it unique.
+fn file_name(label: &str, index: u8, extension: &str, others: &[Stream]) -> String {
+    let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let mut stem: String =
+        label.chars().take(LABEL_IN_NAME_MAX).map(|c| if safe(c) { c } else { '_' }).collect();
+    if stem.is_empty() || stem.starts_with(['.', '-']) {
+        stem.insert_str(0, "stream");
+    }
+    let mut name = format!("{stem}.{extension}");
+    while others.iter().any(|other| other.name.eq_ignore_ascii_case(&name)) {
+        stem = format!("{stem}-{index}");
+        name = format!("{stem}.{extension}");
+    }
+    name
+}
+
+/// The frames of a stream's two ports, built for the source that sent last.
+#[derive(Debug, Default)]
+struct Flows {
+    rtp: Option<Frame>,
+    rtcp: Option<Frame>,
+}
+
+impl Flows {
+    fn of(&mut self, channel: Channel, packet: &Packet<'_>) -> &mut Frame {
+        let frame = match channel {
+            Channel::Rtp => &mut self.rtp,
+            Channel::Rtcp => &mut self.rtcp,
+        };
+        if frame.as_ref().is_some_and(|frame| !frame.is_of(packet.from, packet.to)) {
+            *frame = None;
+        }
+        frame.get_or_insert_with(|| Frame::udp(packet.from, packet.to))
+    }
+}
+
+/// The pcap: whole records only in each block, so that a lost block loses its records and nothing else.
+#[derive(Debug)]
+struct Capture {
+    stage: Stage,
+    conversations: [Option<Tcp>; TCP_CONVERSATIONS],
+    /// Which of them makes room for the next.
+    oldest: usize,
+}
+
+impl Capture {
+    fn new() -> Capture {
+        Capture { stage: Stage::new(0), conversations: [const { None }; TCP_CONVERSATIONS], oldest: 0 }
+    }
+
+    fn datagram<B: Blocks>(
+        &mut self,
+        frame: &mut Frame,
+        packet: &Packet<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        self.record(frame, packet.bytes, load(packet), exits)
+    }
+
+    fn udp_message<B: Blocks>(
+        &mut self,
+        signal: &Signal<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        let (from, to) =
+            if signal.received { (signal.peer, signal.local) } else { (signal.local, signal.peer) };
+        self.record(&mut Frame::udp(from, to), signal.bytes, no_media(signal), exits)
+    }
+
+    fn record<B: Blocks>(
+        &mut self,
+        frame: &mut Frame,
+        payload: &[u8],
+        load: Load,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        let room = self.stage.room(frame.record_len(payload.len()), exits)?;
+        let written = frame.write(room, load.at, payload);
+        self.stage.commit(self.stage.len() + written, load);
+        Ok(())
+    }
+
+    fn tcp_message<B: Blocks>(
+        &mut self,
+        signal: &Signal<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        let conversation = self.conversation(signal);
+        let mut outcome = Ok(());
+        for segment in signal.bytes.chunks(Tcp::SEGMENT_MAX) {
+            let room = self.stage.room(Tcp::OVERHEAD + segment.len(), exits);
+            let room = room.unwrap_or_else(|cause| {
+                outcome = Err(cause);
+                &mut []
+            });
+            let Some(tcp) = &mut self.conversations[conversation] else { continue };
+            let written = tcp.write(room, signal.at, signal.received, segment);
+            if written > 0 {
+                self.stage.commit(self.stage.len() + written, no_media(signal));
+            }
+        }
+        outcome
+    }
+
+    fn conversation(&mut self, signal: &Signal<'_>) -> usize {
+        let of = |tcp: &Option<Tcp>| tcp.as_ref().is_some_and(|tcp| tcp.is_of(signal.local, signal.peer));
+        if let Some(known) = self.conversations.iter().position(of) {
+            return known;
+        }
+        let index = self.oldest;
+        self.oldest = (index + 1) % TCP_CONVERSATIONS;
+        self.conversations[index] = Some(Tcp::new(signal.local, signal.peer));
+        index
+    }
+}
+
+fn no_media(signal: &Signal<'_>) -> Load {
+    Load { at: signal.at, packets: 0, bytes: 0 }
+}
+
+/// An rtpdump file: RTP and RTCP one after the other, as they came.
+#[derive(Debug)]
+struct Dump {
+    stage: Stage,
+    start: Wall,
+}
+
+impl Dump {
+    fn new(file: u8) -> Dump {
+        Dump { stage: Stage::new(file), start: Wall(0) }
+    }
+
+    fn begin(&mut self, at: Wall, to: SocketAddr) -> Vec<u8> {
+        self.start = at;
+        raw::dump_file_header(at, to)
+    }
+
+    fn packet<B: Blocks>(
+        &mut self,
+        kind: Kind,
+        packet: &Packet<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        if kind == Kind::Other {
+            return Err(DropCause::NotRtp);
+        }
+        let length = packet.bytes.len();
+        let wanted = raw::DUMP_PACKET_HEADER + length.min(raw::DUMP_PACKET_MAX);
+        let room = self.stage.room(wanted, exits)?;
+        let (header, room) = room.split_at_mut(raw::DUMP_PACKET_HEADER);
+        let kept = length.min(raw::DUMP_PACKET_MAX).min(room.len());
+        let since = Duration::from_nanos(packet.at.0.saturating_sub(self.start.0));
+        header.copy_from_slice(&raw::dump_packet_header(kept, length, kind == Kind::Rtcp, since));
+        room[..kept].copy_from_slice(&packet.bytes[..kept]);
+        self.stage.commit(self.stage.len() + raw::DUMP_PACKET_HEADER + kept, load(packet));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::media::{Block, Data};
+    use crate::proto::pcap::reading::{datagram, records};
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    const START: u64 = 1_795_336_245_000_000_000;
+    const MS: u64 = 1_000_000;
+    /// Smaller than real blocks, so that a few packets fill them.
+    const BLOCK: usize = 4_096;
+
+    /// `left` blocks, made when they are first needed.
+    struct Pool {
+        left: usize,
+        free: Vec<Block>,
+    }
+
+    impl Blocks for Pool {
+        fn take(&mut self) -> Option<Block> {
+            self.left = self.left.checked_sub(1)?;
+            Some(self.free.pop().unwrap_or_else(|| vec![0xee; BLOCK].leak()))
+        }
+
+        fn give(&mut self, block: Block) {
+            self.left += 1;
+            self.free.push(block);
+        }
+    }
+
+    /// A recording with its disk.
+    struct Bench {
+        recording: Recording,
+        pool: Pool,
+        writes: Vec<Write>,
+        files: Vec<Vec<u8>>,
+        /// `packets` of the writes so far.
+        written: u64,
+        fills: u64,
+    }
+
+    impl Bench {
+        fn new(format: Format, streams: &[&[Codec]]) -> Bench {
+            let mut recording = Recording::new(format);
+            for (index, codecs) in streams.iter().enumerate() {
+                assert_eq!(usize::from(recording.add_stream(spec(&index.to_string(), codecs))), index);
+            }
+            let count = recording.files() as u8;
+            let files = (0..count).map(|file| recording.file_header(file, Wall(START))).collect();
+            Bench {
+                recording,
+                pool: Pool { left: 1_000, free: vec![] },
+                writes: vec![],
+                files,
+                written: 0,
+                fills: 0,
+            }
+        }
+
+        fn send(&mut self, stream: u8, channel: Channel, at: u64, bytes: &[u8]) -> Result<(), DropCause> {
+            let port = 20_000 + u16::from(stream) * 2 + u16::from(channel == Channel::Rtcp);
+            let packet = Packet { at: Wall(at), from: address(1, 40_000), to: address(2, port), bytes };
+            let before = self.writes.len();
+            let outcome = self.recording.packet(stream, channel, &packet, &mut self.pool, &mut self.writes);
+            assert!(self.writes.len() - before <= crate::limits::WRITES_PER_PACKET);
+            outcome
+        }
+
+        /// PCMU with this byte as its audio.
+        fn audio(&mut self, stream: u8, ms: u64, sequence: u16, timestamp: u32, byte: u8) {
+            let bytes = rtp(0, 7, sequence, timestamp, &[byte; 160]);
+            assert_eq!(self.send(stream, Channel::Rtp, START + ms * MS, &bytes), Ok(()));
+        }
+
+        fn flush(&mut self) {
+            self.recording.flush(&mut self.writes);
+            assert_eq!(self.recording.staged_since(), None);
+            assert_eq!(self.recording.staged_packets(), 0);
+            self.write();
+        }
+
+        /// Does what the engine does with writes.
+        fn write(&mut self) {
+            for write in self.writes.drain(..) {
+                let file = &mut self.files[usize::from(write.file)];
+                let start = match write.place {
+                    Place::Append => file.len(),
+                    Place::At(start) => start as usize,
+                };
+                let data = match write.data {
+                    Data::Block { block, len } => {
+                        assert!(len > 0);
+                        let data = block[..len].to_vec();
+                        self.pool.give(block);
+                        data
+                    }
+                    Data::Fill { byte, len } => {
+                        self.fills += len;
+                        vec![byte; len as usize]
+                    }
+                };
+                file.resize(file.len().max(start + data.len()), 0);
+                file[start..start + data.len()].copy_from_slice(&data);
+                self.written += u64::from(write.packets);
+            }
+        }
+
+        /// The file as runs of equal bytes.
+        fn runs(&mut self, file: usize) -> Vec<(u8, usize)> {
+            self.flush();
+            let runs = self.files[file].chunk_by(|a, b| a == b);
+            runs.map(|run| (run[0], run.len())).collect()
+        }
+    }
+
+    fn address(host: u8, port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, host], port))
+    }
+
+    fn codec(payload_type: u8, encoding: &str, clock_rate: u32, channels: u8) -> Codec {
+        Codec { payload_type, encoding: encoding.to_owned(), clock_rate, channels, fmtp: None }
+    }
+
+    fn pcmu() -> Vec<Codec> {
+        vec![codec(0, "PCMU", 8_000, 1), codec(101, "telephone-event", 8_000, 1)]
+    }
+
+    fn opus() -> Vec<Codec> {
+        vec![codec(111, "opus", 48_000, 2)]
+    }
+
+    fn spec(label: &str, codecs: &[Codec]) -> StreamSpec {
+        StreamSpec {
+            label: label.to_owned(),
+            to_rtp: address(2, 20_000),
+            to_rtcp: address(2, 20_001),
+            codecs: codecs.to_vec(),
+            rtcp_mux: false,
+        }
+    }
+
+    fn rtp(payload_type: u8, ssrc: u32, sequence: u16, timestamp: u32, payload: &[u8]) -> Vec<u8> {
+        let builder = rtp_rs::RtpPacketBuilder::new().payload_type(payload_type).ssrc(ssrc);
+        builder.sequence(sequence.into()).timestamp(timestamp).payload(payload).build().unwrap()
+    }
+
+    const REPORT: [u8; 8] = [0x80, 201, 0, 1, 0, 0, 0, 7];
+    const STUN: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    // ---- pcap ----
+
+    #[test]
+    fn pcap_holds_everything_in_order_under_its_addresses() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu(), &pcmu()]);
+        let audio = rtp(0, 7, 1, 160, &[0x55; 160]);
+        let mut sent = Vec::new();
+        for n in 0..60u64 {
+            let stream = (n % 2) as u8;
+            for (channel, bytes) in [
+                (Channel::Rtp, &audio[..]),
+                (Channel::Rtcp, &REPORT[..]),
+                (Channel::Rtp, &STUN[..]),
+                (Channel::Rtp, b""),
+            ] {
+                let port = 20_000 + u16::from(stream) * 2 + u16::from(channel == Channel::Rtcp);
+                assert_eq!(bench.send(stream, channel, START + n, bytes), Ok(()));
+                sent.push((Wall(START + n), address(2, port), bytes.to_vec()));
+            }
+        }
+        assert!(bench.writes.iter().all(|write| write.place == Place::Append && write.file == 0));
+        for write in &bench.writes {
+            let Data::Block { block, len } = &write.data else { panic!("a pcap has no silence") };
+            assert_eq!(records(&block[..*len]).len(), write.packets as usize, "whole records in each block");
+        }
+        bench.flush();
+        let file = &bench.files[0];
+        assert_eq!(file[..24], pcap::FILE_HEADER);
+        let read: Vec<_> = records(&file[24..])
+            .iter()
+            .map(|record| {
+                let (from, to, payload) = datagram(record.frame);
+                assert_eq!(from, address(1, 40_000));
+                (record.at, to, payload)
+            })
+            .collect();
+        assert_eq!(read, sent);
+        let report = bench.recording.report(1);
+        assert_eq!((report.packets, report.bytes), (30, 30 * 160));
+        assert_eq!((report.rtcp_packets, report.other_packets, report.duplicate), (30, 60, 29));
+        assert_eq!((report.ssrcs.len(), report.file.as_deref()), (1, Some("call.pcap")));
+        let bytes = 60 * (172 + 8 + 20);
+        assert_eq!(bench.recording.totals(), (240, bytes, Some(Wall(START + 59))));
+    }
+
+    #[test]
+    fn another_source_address_gets_its_own_headers() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu()]);
+        for port in [40_000, 40_002, 40_000] {
+            let bytes = &rtp(0, 7, 1, 0, b"x");
+            let packet = Packet { at: Wall(START), from: address(9, port), to: address(2, 20_000), bytes };
+            let Bench { recording, pool, writes, .. } = &mut bench;
+            assert_eq!(recording.packet(0, Channel::Rtp, &packet, pool, writes), Ok(()));
+        }
+        bench.flush();
+        let ports =
+            records(&bench.files[0][24..]).iter().map(|r| datagram(r.frame).0.port()).collect::<Vec<_>>();
+        assert_eq!(ports, [40_000, 40_002, 40_000]);
+    }
+
+    #[test]
+    fn sip_messages_are_in_the_pcap_and_not_media() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu()]);
+        let long = vec![b'x'; 9_000];
+        for (received, tcp, bytes) in
+            [(true, false, &b"INVITE"[..]), (false, false, b"SIP/2.0 200"), (true, false, &long)]
+        {
+            let signal = Signal {
+                at: Wall(START),
+                received,
+                tcp,
+                local: address(2, 5_060),
+                peer: address(1, 5_060),
+                bytes,
+            };
+            let Bench { recording, pool, writes, .. } = &mut bench;
+            assert_eq!(recording.signal(&signal, pool, writes), Ok(()));
+        }
+        assert_eq!(bench.recording.staged_packets(), 0);
+        assert_eq!(bench.recording.staged_since(), Some(Wall(START)));
+        bench.flush();
+        let file = &bench.files[0];
+        let read = records(&file[24..]);
+        assert_eq!(datagram(read[0].frame), (address(1, 5_060), address(2, 5_060), b"INVITE".to_vec()));
+        assert_eq!(datagram(read[1].frame).0, address(2, 5_060));
+        assert_eq!(
+            (read[2].frame.len() + 16, read[2].wire),
+            (BLOCK, 42 + 9_000),
+            "cut to the block, and it shows"
+        );
+        assert_eq!((bench.written, bench.recording.totals()), (0, (0, 0, None)));
+    }
+
+    #[test]
+    fn long_sip_over_tcp_is_whole() {
+        let mut recording = Recording::new(Format::Pcap);
+        let message: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
+        struct Large;
+        impl Blocks for Large {
+            fn take(&mut self) -> Option<Block> {
+                Some(vec![0; BLOCK_SIZE].leak())
+            }
+            fn give(&mut self, _: Block) {}
+        }
+        let (local, peer) = (address(2, 5_060), address(1, 40_000));
+        let mut writes = Vec::new();
+        for received in [true, false] {
+            let signal = Signal { at: Wall(START), received, tcp: true, local, peer, bytes: &message };
+            assert_eq!(recording.signal(&signal, &mut Large, &mut writes), Ok(()));
+        }
+        recording.flush(&mut writes);
+        let (mut received, mut sent) = (Vec::new(), Vec::new());
+        for write in &writes {
+            let Data::Block { block, len } = &write.data else { panic!("a block") };
+            for record in records(&block[..*len]) {
+                let packet = etherparse::SlicedPacket::from_ethernet(record.frame).unwrap();
+                let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("TCP") };
+                let side = if tcp.source_port() == 40_000 { &mut received } else { &mut sent };
+                assert_eq!(tcp.sequence_number() as usize, side.len() + 1);
+                side.extend_from_slice(tcp.payload());
+            }
+        }
+        assert_eq!(writes.len(), 8);
+        assert!(received == message && sent == message);
+    }
+
+    // ---- raw, on the media clock ----
+
+    #[test]
+    fn a_gap_is_silence_and_a_late_packet_fills_it() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        bench.audio(0, 0, 1, 1_000, 1);
+        bench.audio(0, 40, 3, 1_320, 3);
+        bench.audio(0, 80, 5, 1_640, 5);
+        bench.audio(0, 81, 2, 1_160, 2);
+        assert_eq!(bench.runs(0), [(1, 160), (2, 160), (3, 160), (0xff, 160), (5, 160)]);
+        bench.audio(0, 82, 4, 1_480, 4);
+        assert_eq!(bench.writes.len(), 1, "its block has left: a write of its own");
+        assert_eq!(bench.writes[0].place, Place::At(480));
+        bench.audio(0, 100, 6, 1_800, 6);
+        bench.audio(0, 101, 4, 1_480, 4);
+        let runs: Vec<_> = (1..=6).map(|byte| (byte, 160)).collect();
+        assert_eq!(bench.runs(0), runs);
+        assert_eq!(bench.files[0].len(), 960);
+        assert_eq!(bench.recording.file_name(0), "0.ulaw");
+        let report = bench.recording.report(0);
+        assert_eq!((report.packets, report.lost, report.out_of_order, report.duplicate), (8 - 1, 0, 2, 1));
+    }
+
+    #[test]
+    fn blocks_follow_each_other_without_a_seam() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        for n in 0..100u16 {
+            // Timestamp and sequence wrap on the way.
+            let timestamp = u32::from(n).wrapping_mul(160).wrapping_sub(8_000);
+            bench.audio(0, u64::from(n) * 20, n.wrapping_add(65_500), timestamp, n as u8);
+        }
+        let runs: Vec<_> = (0..100).map(|byte| (byte, 160)).collect();
+        assert_eq!(bench.runs(0), runs);
+        assert_eq!((bench.written, bench.fills), (100, 0));
+        assert_eq!(bench.recording.report(0).lost, 0);
+    }
+
+    #[test]
+    fn a_packet_that_straddles_a_block_that_has_left_is_whole() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        bench.audio(0, 0, 1, 0, 1);
+        bench.audio(0, 40, 3, 320, 3);
+        bench.flush();
+        // From 480 on a block is staged; 400 to 560 lies in both.
+        bench.audio(0, 60, 4, 480, 4);
+        bench.audio(0, 61, 9, 400, 9);
+        assert_eq!(bench.runs(0), [(1, 160), (0xff, 160), (3, 80), (9, 160), (4, 80)]);
+        // Nothing staged: it goes beyond the end, and is the next block's beginning.
+        bench.audio(0, 62, 10, 600, 8);
+        bench.audio(0, 80, 5, 760, 5);
+        assert_eq!(bench.runs(0)[3..], [(9, 160), (4, 40), (8, 160), (5, 160)]);
+        assert_eq!(bench.written, 6);
+    }
+
+    #[test]
+    fn legs_line_up() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu(), &pcmu()]);
+        bench.audio(1, 0, 1, 77, 1);
+        bench.audio(0, 1_000, 1, 0, 2);
+        bench.audio(0, 1_020, 2, 160, 3);
+        assert_eq!(bench.runs(0), [(0xff, 8_000), (2, 160), (3, 160)]);
+        assert_eq!(bench.runs(1), [(1, 160)]);
+    }
+
+    #[test]
+    fn holds_and_new_sources_are_placed_by_arrival() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        bench.audio(0, 0, 1, 0, 1);
+        // The clock stood still for ten seconds.
+        bench.audio(0, 10_000, 2, 160, 2);
+        bench.audio(0, 10_020, 3, 320, 3);
+        // Another source, a second later and with its own clock.
+        let other = |sequence, timestamp| rtp(0, 8, sequence, timestamp, &[4; 160]);
+        assert_eq!(bench.send(0, Channel::Rtp, START + 11_000 * MS, &other(9, 0xffff_ff00)), Ok(()));
+        assert_eq!(bench.send(0, Channel::Rtp, START + 11_020 * MS, &other(10, 0xffff_ffa0)), Ok(()));
+        // A clock that jumps by half its range, in no time at all.
+        bench.audio(0, 11_040, 4, 0x8000_0000, 5);
+        let silence = 80_000 - 160;
+        let expected = [(1, 160), (0xff, silence), (2, 160), (3, 160), (0xff, 7_680), (4, 320), (5, 160)];
+        assert_eq!(bench.runs(0), expected);
+        assert_eq!(bench.recording.report(0).ssrcs.len(), 2);
+    }
+
+    #[test]
+    fn a_step_of_the_wall_clock_moves_nothing() {
+        for step in [-3_600_000, 5 * 3_600_000] {
+            let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+            for n in 0..6i64 {
+                let ms = n * 20 + if n >= 3 { step } else { 0 };
+                let at = START.wrapping_add_signed(ms * MS as i64);
+                let bytes = rtp(0, 7, n as u16, n as u32 * 160, &[n as u8; 160]);
+                assert_eq!(bench.send(0, Channel::Rtp, at, &bytes), Ok(()));
+            }
+            let runs: Vec<_> = (0..6).map(|byte| (byte, 160)).collect();
+            assert_eq!(bench.runs(0), runs, "step of {step} ms");
+        }
+    }
+
+    #[test]
+    fn what_has_no_place_is_an_error() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        bench.audio(0, 0, 10, 1_600, 1);
+        let mut send = |channel, bytes: &[u8]| bench.send(0, channel, START, bytes);
+        assert_eq!(send(Channel::Rtp, &rtp(101, 7, 11, 1_760, &[1, 2, 3, 4])), Err(DropCause::OtherPayload));
+        assert_eq!(send(Channel::Rtp, &rtp(0, 7, 12, 1_920, b"")), Err(DropCause::OtherPayload));
+        assert_eq!(send(Channel::Rtcp, &REPORT), Err(DropCause::Rtcp));
+        assert_eq!(send(Channel::Rtp, &REPORT), Err(DropCause::Rtcp));
+        assert_eq!(send(Channel::Rtp, &STUN), Err(DropCause::NotRtp));
+        assert_eq!(send(Channel::Rtp, &rtp(0, 7, 9, 1_440, &[1; 160])), Err(DropCause::BeforeStart));
+        // Half of it is after the start.
+        assert_eq!(send(Channel::Rtp, &rtp(0, 7, 8, 1_520, &[2; 160])), Ok(()));
+        assert_eq!(bench.send(9, Channel::Rtp, START, &STUN), Err(DropCause::NoSession));
+        assert_eq!(bench.runs(0), [(2, 80), (1, 80)]);
+        let report = bench.recording.report(0);
+        assert_eq!((report.packets, report.rtcp_packets, report.other_packets), (2, 2, 1));
+        assert_eq!((report.lost, report.dropped), (0, 1), "events are received, and not meant for this file");
+    }
+
+    #[test]
+    fn two_byte_ticks() {
+        let mut bench = Bench::new(Format::Raw, &[&[codec(11, "L16", 44_100, 2)]]);
+        for (ms, timestamp) in [(0, 0), (20, 882)] {
+            let bytes = rtp(11, 7, timestamp as u16, timestamp, &[9; 441 * 4]);
+            assert_eq!(bench.send(0, Channel::Rtp, START + ms * MS, &bytes), Ok(()));
+        }
+        assert_eq!(bench.runs(0), [(9, 1_764), (0, 1_764), (9, 1_764)]);
+        assert_eq!(bench.recording.file_name(0), "0.l16");
+    }
+
+    // ---- raw, rtpdump ----
+
+    #[test]
+    fn other_codecs_become_rtpdump() {
+        let mut bench = Bench::new(Format::Raw, &[&opus()]);
+        let audio = rtp(111, 7, 1, 960, b"frame");
+        assert_eq!(bench.send(0, Channel::Rtp, START + 20 * MS, &audio), Ok(()));
+        assert_eq!(bench.send(0, Channel::Rtcp, START + 40 * MS, &REPORT), Ok(()));
+        assert_eq!(bench.send(0, Channel::Rtp, START, &STUN), Err(DropCause::NotRtp));
+        bench.flush();
+        let mut expected = raw::dump_file_header(Wall(START), address(2, 20_000));
+        expected.extend_from_slice(&[0, 25, 0, 17, 0, 0, 0, 20]);
+        expected.extend_from_slice(&audio);
+        expected.extend_from_slice(&[0, 16, 0, 0, 0, 0, 0, 40]);
+        expected.extend_from_slice(&REPORT);
+        assert_eq!(bench.files[0], expected);
+        assert_eq!(bench.recording.file_name(0), "0.rtp");
+    }
+
+    // ---- all ----
+
+    #[test]
+    fn names_are_safe_and_unique() {
+        let mut recording = Recording::new(Format::Raw);
+        let names: Vec<_> = ["1", "1", "../../etc/passwd", "", ".hidden", "-rf", "a b\0c", "A", "a", "ünï"]
+            .iter()
+            .map(|label| {
+                let index = recording.add_stream(spec(label, &pcmu()));
+                recording.file_name(index)
+            })
+            .collect();
+        let expected = [
+            "1.ulaw",
+            "1-1.ulaw",
+            "stream.._.._etc_passwd.ulaw",
+            "stream.ulaw",
+            "stream.hidden.ulaw",
+            "stream-rf.ulaw",
+            "a_b_c.ulaw",
+            "A.ulaw",
+            "a-8.ulaw",
+            "_n_.ulaw",
+        ];
+        assert_eq!(names, expected);
+        let long = recording.add_stream(spec(&"x".repeat(1_000), &opus()));
+        assert_eq!(recording.file_name(long).len(), 68);
+        assert_eq!(recording.file_name(99), "");
+    }
+
+    #[test]
+    fn payload_types_that_look_like_rtcp() {
+        let codecs = [codec(72, "x", 8_000, 1)];
+        let mut marked = rtp(72, 7, 1, 0, &[0; 160]);
+        marked[1] |= 0x80;
+        for (rtcp_mux, kind) in [(false, Kind::Rtp), (true, Kind::Rtcp)] {
+            let spec = StreamSpec { rtcp_mux, ..spec("1", &codecs) };
+            let stream = Stream::new(Format::Pcap, 0, &spec, &[]);
+            assert_eq!(stream.kind(&marked, Channel::Rtp), kind);
+            assert_eq!(stream.kind(&marked, Channel::Rtcp), Kind::Rtcp);
+            assert_eq!(stream.kind(&REPORT, Channel::Rtp), Kind::Rtcp, "not answered");
+        }
+    }
+
+    #[test]
+    fn failed_writes_are_charged() {
+        let bytes = rtp(0, 7, 1, 0, &[1; 160]);
+        for (format, streams, on_stream, unattributed) in
+            [(Format::Pcap, 1, 1, 0), (Format::Pcap, 2, 0, 1), (Format::Raw, 2, 1, 0)]
+        {
+            let codecs = pcmu();
+            let mut bench = Bench::new(format, &vec![&codecs[..]; streams]);
+            assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Ok(()));
+            bench.recording.flush(&mut bench.writes);
+            let write = bench.writes.pop().unwrap();
+            bench.recording.dropped(write.file, write.packets, write.bytes);
+            assert_eq!(bench.recording.report(0).dropped, on_stream);
+            assert_eq!(bench.recording.dropped_unattributed(), unattributed);
+            let (packets, bytes, _) = bench.recording.totals();
+            assert_eq!((packets, bytes), (0, 0));
+            bench.recording.dropped(200, u32::MAX, u64::MAX);
+        }
+    }
+
+    #[test]
+    fn no_block_no_record() {
+        let codecs = pcmu();
+        for format in [Format::Pcap, Format::Raw] {
+            let mut bench = Bench::new(format, &[&codecs]);
+            bench.pool.left = 0;
+            let bytes = rtp(0, 7, 1, 0, &[1; 160]);
+            assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Err(DropCause::NoBlock));
+            let report = bench.recording.report(0);
+            assert_eq!((report.packets, report.dropped, report.lost), (0, 1, 0));
+            bench.pool.left = 1;
+            assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Ok(()), "as soon as there is one");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Rtp { stream: u8, ssrc: u32, payload_type: u8, sequence: i16, timestamp: i32, len: usize },
+        Bytes { stream: u8, channel: Channel, bytes: Vec<u8> },
+        Signal { tcp: bool, received: bool, len: usize },
+        Wait { ms: u64 },
+        Blocks { left: usize },
+        Write,
+        Flush,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let timestamp = prop_oneof![8 => Just(160), 2 => -4_000..20_000i32, 1 => any::<i32>()];
+        let sequence = prop_oneof![8 => Just(1i16), 2 => -200..200i16, 1 => any::<i16>()];
+        let packet = (
+            0..3u8,
+            0..10u32,
+            prop_oneof![9 => Just(0u8), 1 => any::<u8>()],
+            sequence,
+            timestamp,
+            0..1_400usize,
+        );
+        let packet = packet.prop_map(|(stream, ssrc, payload_type, sequence, timestamp, len)| Step::Rtp {
+            stream,
+            ssrc: ssrc / 8,
+            payload_type: payload_type & 0x7f,
+            sequence,
+            timestamp,
+            len,
+        });
+        let channel = prop_oneof![Just(Channel::Rtp), Just(Channel::Rtcp)];
+        let bytes = prop_oneof![
+            Just(REPORT.to_vec()),
+            Just(STUN.to_vec()),
+            prop::collection::vec(any::<u8>(), 0..300)
+        ];
+        prop_oneof![
+            20 => packet,
+            3 => (0..3u8, channel, bytes).prop_map(|(stream, channel, bytes)| Step::Bytes { stream, channel, bytes }),
+            1 => (any::<bool>(), any::<bool>(), 0..3_000usize)
+                .prop_map(|(tcp, received, len)| Step::Signal { tcp, received, len }),
+            5 => prop_oneof![9 => 0..40u64, 1 => 0..20_000u64].prop_map(|ms| Step::Wait { ms }),
+            1 => (0..4usize).prop_map(|left| Step::Blocks { left }),
+            4 => Just(Step::Write),
+            1 => Just(Step::Flush),
+        ]
+    }
+
+    /// The third stream's payload type 0 is Opus: one file of each layout.
+    fn mixed() -> [Vec<Codec>; 3] {
+        [pcmu(), vec![codec(0, "L16", 16_000, 1)], vec![codec(0, "opus", 48_000, 2)]]
+    }
+
+    fn run(format: Format, steps: &[Step]) -> (Bench, u64, u64, u64, Duration) {
+        let codecs = mixed();
+        let mut bench = Bench::new(format, &[&codecs[0], &codecs[1], &codecs[2]]);
+        let (mut given, mut refused, mut signals, mut at) = (0, 0, 0, START);
+        let (mut sequence, mut timestamp) = (0u16, 0u32);
+        for step in steps {
+            let outcome = match step {
+                Step::Rtp { stream, ssrc, payload_type, sequence: by, timestamp: ahead, len } => {
+                    sequence = sequence.wrapping_add_signed(*by);
+                    timestamp = timestamp.wrapping_add_signed(*ahead);
+                    let bytes = rtp(*payload_type, *ssrc, sequence, timestamp, &vec![7; *len]);
+                    Some(bench.send(*stream, Channel::Rtp, at, &bytes))
+                }
+                Step::Bytes { stream, channel, bytes } => Some(bench.send(*stream, *channel, at, bytes)),
+                Step::Signal { tcp, received, len } => {
+                    let (local, peer, bytes) = (address(2, 5_060), address(1, 5_060), &vec![b's'; *len][..]);
+                    let signal = Signal { at: Wall(at), received: *received, tcp: *tcp, local, peer, bytes };
+                    let Bench { recording, pool, writes, .. } = &mut bench;
+                    let outcome = recording.signal(&signal, pool, writes);
+                    signals += u64::from(outcome.is_ok() && (!tcp || *len > 0));
+                    None
+                }
+                Step::Wait { ms } => {
+                    at += ms * MS;
+                    None
+                }
+                Step::Blocks { left } => {
+                    bench.pool.left = *left;
+                    None
+                }
+                Step::Write => {
+                    bench.write();
+                    None
+                }
+                Step::Flush => {
+                    bench.flush();
+                    None
+                }
+            };
+            if let Some(outcome) = outcome {
+                given += 1;
+                refused += u64::from(outcome.is_err());
+            }
+            let waiting: u64 = bench.writes.iter().map(|write| u64::from(write.packets)).sum();
+            let staged = bench.recording.staged_packets();
+            assert_eq!(given, bench.written + waiting + staged + refused);
+        }
+        bench.flush();
+        (bench, given, refused, signals, Duration::from_nanos(at - START))
+    }
+
+    proptest! {
+        #[test]
+        fn every_packet_is_in_one_write_or_one_error(steps in prop::collection::vec(step(), 0..300)) {
+            let (bench, given, refused, signals, _) = run(Format::Pcap, &steps);
+            prop_assert_eq!(given, bench.written + refused);
+            prop_assert_eq!(bench.recording.totals().0, bench.written);
+            // A message over TCP of which a part found no block leaves the other part.
+            let messages_at_least = records(&bench.files[0][24..]).len() as u64 - bench.written;
+            prop_assert!(messages_at_least >= signals);
+
+            let (bench, given, refused, _, elapsed) = run(Format::Raw, &steps);
+            prop_assert_eq!(given, bench.written + refused);
+            prop_assert_eq!(bench.recording.totals().0, bench.written);
+            // Whatever timestamps say: silence is bounded by arrival, and the rest is what was sent.
+            let (_, sent, _) = bench.recording.totals();
+            let clocked = (elapsed.as_millis() as u64 + 2_000) * (8 + 32);
+            let size = (bench.files[0].len() + bench.files[1].len()) as u64;
+            prop_assert!(size <= clocked + sent, "{} > {} + {}", size, clocked, sent);
+            prop_assert!(bench.fills <= clocked + sent);
+        }
+    }
+}

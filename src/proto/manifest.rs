@@ -105,7 +105,7 @@ pub struct StreamReport {
     pub lost: u64,
     pub out_of_order: u64,
     pub duplicate: u64,
-    /// Received but not on disk, and what the kernel dropped on this stream's sockets.
+    /// Received, meant to be on disk, and not there; and what the kernel dropped on this stream's sockets.
     pub dropped: u64,
     pub kernel_dropped: u64,
     /// Largest over the SSRCs, in milliseconds.
@@ -142,4 +142,107 @@ pub struct File {
     pub name: String,
     pub size: u64,
     pub sha256: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const START: Wall = Wall(1_795_336_245_000_000_000);
+
+    fn manifest() -> Manifest {
+        Manifest {
+            version: 1,
+            recorder: "sipreel/0.1.0".into(),
+            id: "id".into(),
+            state: State::Ended,
+            format: Format::Pcap,
+            start: START,
+            end: Some(Wall(START.0 + 1_500_000_000)),
+            end_cause: Some("bye".into()),
+            sip: Sip {
+                call_id: "a@b".into(),
+                remote_tag: "r".into(),
+                local_tag: "l".into(),
+                source: "192.0.2.1:5060".parse().unwrap(),
+                local: "[2001:db8::1]:5060".parse().unwrap(),
+                transport: "udp".into(),
+            },
+            communication_sessions: vec!["cs".into()],
+            participants: vec![Participant { id: "p".into(), aors: vec!["sip:a@b".into()], name: None }],
+            streams: vec![stream()],
+            metadata: vec![MetadataBody {
+                file: "metadata-0001.xml".into(),
+                received: START,
+                understood: false,
+                problem: Some("not XML".into()),
+            }],
+            problems: vec![],
+            files: vec![File { name: "call.pcap".into(), size: 24, sha256: "00".into() }],
+        }
+    }
+
+    fn stream() -> Stream {
+        let ssrc = Ssrc {
+            ssrc: "0x0000002a".into(),
+            payload_type: 0,
+            packets: 9,
+            lost: 1,
+            out_of_order: 2,
+            duplicate: 3,
+            jitter_ms: 0.5,
+            first_packet: START,
+            last_packet: START,
+        };
+        let report = StreamReport { ssrcs: vec![ssrc], first_packet: Some(START), ..StreamReport::default() };
+        Stream {
+            label: Some("1".into()),
+            kind: "audio".into(),
+            local_rtp_port: 20_000,
+            report,
+            ..Stream::default()
+        }
+    }
+
+    /// The names and shapes are an interface: whoever reads recordings relies on them.
+    #[test]
+    fn json_shape() {
+        let expected = json!({
+            "version": 1, "recorder": "sipreel/0.1.0", "id": "id", "state": "ended", "format": "pcap",
+            "start": "2026-11-22T08:30:45.000000Z", "end": "2026-11-22T08:30:46.500000Z", "end_cause": "bye",
+            "sip": {
+                "call_id": "a@b", "remote_tag": "r", "local_tag": "l",
+                "source": "192.0.2.1:5060", "local": "[2001:db8::1]:5060", "transport": "udp",
+            },
+            "communication_sessions": ["cs"],
+            "participants": [{"id": "p", "aors": ["sip:a@b"], "name": null}],
+            "streams": [{
+                "label": "1", "participants": [], "m_line": 0, "kind": "audio", "codec": null, "clock_rate": null,
+                "local_rtp_port": 20000,
+                "ssrcs": [{
+                    "ssrc": "0x0000002a", "payload_type": 0, "packets": 9, "lost": 1, "out_of_order": 2,
+                    "duplicate": 3, "jitter_ms": 0.5,
+                    "first_packet": "2026-11-22T08:30:45.000000Z", "last_packet": "2026-11-22T08:30:45.000000Z",
+                }],
+                "first_packet": "2026-11-22T08:30:45.000000Z", "last_packet": null,
+                "packets": 0, "bytes": 0, "rtcp_packets": 0, "other_packets": 0,
+                "lost": 0, "out_of_order": 0, "duplicate": 0, "dropped": 0, "kernel_dropped": 0,
+                "jitter_ms": 0.0, "file": null,
+            }],
+            "metadata": [{
+                "file": "metadata-0001.xml", "received": "2026-11-22T08:30:45.000000Z",
+                "understood": false, "problem": "not XML",
+            }],
+            "problems": [],
+            "files": [{"name": "call.pcap", "size": 24, "sha256": "00"}],
+        });
+        assert_eq!(serde_json::to_value(manifest()).unwrap(), expected);
+    }
+
+    #[test]
+    fn words() {
+        assert_eq!(serde_json::to_value(State::Recording).unwrap(), "recording");
+        assert_eq!(serde_json::to_value(Format::Raw).unwrap(), "raw");
+    }
 }

@@ -1,5 +1,7 @@
 //! Bytes ⇄ values. Nothing here knows a socket, a file or a clock.
 
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod manifest;
 pub mod metadata;
 pub mod multipart;

@@ -1,1 +1,145 @@
-//! The session table (to be written).
+//! The session table: what anybody may know of the recording sessions in memory, without asking the control thread.
+//!
+//! Fixed slots, one writer (control), readers anywhere. A slot that is reused carries a new generation, so that a reader
+//! with an old [`RecordingKey`] finds nothing instead of a stranger.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::RecordingKey;
+use super::id::Id;
+use super::seqlock::Seqlock;
+use crate::clock::Wall;
+use crate::limits::{TABLE_READ_ATTEMPTS, TABLE_TEXT};
+
+/// Where a recording session stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// The INVITE is being answered: files are opened, ports armed.
+    Opening,
+    Established,
+    /// A re-INVITE that changes streams is being answered.
+    Changing,
+    /// Ended; the ports are falling silent.
+    Closing,
+}
+
+/// One recording session as it was at some moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    pub key: RecordingKey,
+    pub id: Id,
+    /// The first [`TABLE_TEXT`] bytes of the Call-ID, cut at a character.
+    pub call_id: String,
+    pub peer: SocketAddr,
+    pub state: State,
+    pub start: Wall,
+    /// Streams being recorded now.
+    pub streams: u8,
+}
+
+#[derive(Debug)]
+pub struct Table {
+    slots: Box<[Seqlock<WORDS>]>,
+}
+
+impl Table {
+    pub fn new(slots: usize) -> Table {
+        Table { slots: (0..slots).map(|_| Seqlock::new()).collect() }
+    }
+
+    pub fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Shows this snapshot in its slot. Only the control thread may call this.
+    pub fn publish(&self, snapshot: &Snapshot) {
+        self.slots[snapshot.key.slot as usize].write(&encode(snapshot));
+    }
+
+    /// Shows the slot as free. Only the control thread may call this.
+    pub fn clear(&self, slot: u32) {
+        self.slots[slot as usize].write(&[0; WORDS]);
+    }
+
+    /// What is in the slot; `None` when it is free, out of range, or being written at every attempt.
+    pub fn read(&self, slot: u32) -> Option<Snapshot> {
+        let cell = self.slots.get(slot as usize)?;
+        for _ in 0..TABLE_READ_ATTEMPTS {
+            if let Ok(words) = cell.read() {
+                return decode(slot, &words);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// The recording of this key, and no other that has its slot now.
+    pub fn find(&self, key: RecordingKey) -> Option<Snapshot> {
+        self.read(key.slot).filter(|snapshot| snapshot.key == key)
+    }
+
+    /// Every occupied slot, in slot order. Each snapshot is whole; together they are not one moment.
+    pub fn iter(&self) -> impl Iterator<Item = Snapshot> + '_ {
+        (0..self.slots.len() as u32).filter_map(|slot| self.read(slot))
+    }
+}
+
+/// Word 0: occupied, state, streams, reactor, generation. Words 1–2: id. 3: start. 4–6: peer. 7: length of the text. 8…: text.
+const TEXT: usize = 8;
+const WORDS: usize = TEXT + TABLE_TEXT.div_ceil(8);
+
+const OCCUPIED: u64 = 1 << 63;
+
+fn encode(snapshot: &Snapshot) -> [u64; WORDS] {
+    let mut words = [0; WORDS];
+    words[0] = OCCUPIED
+        | (snapshot.state as u64) << 48
+        | u64::from(snapshot.streams) << 40
+        | u64::from(snapshot.key.reactor) << 32
+        | u64::from(snapshot.key.generation);
+    words[1] = (snapshot.id.0 >> 64) as u64;
+    words[2] = snapshot.id.0 as u64;
+    words[3] = snapshot.start.0;
+    let (ip, v6) = match snapshot.peer.ip() {
+        IpAddr::V4(ip) => (ip.to_ipv6_mapped(), 0),
+        IpAddr::V6(ip) => (ip, 1),
+    };
+    words[4] = (ip.to_bits() >> 64) as u64;
+    words[5] = ip.to_bits() as u64;
+    words[6] = v6 << 16 | u64::from(snapshot.peer.port());
+    let text = truncate(&snapshot.call_id).as_bytes();
+    words[7] = text.len() as u64;
+    for (word, chunk) in words[TEXT..].iter_mut().zip(text.chunks(8)) {
+        let mut bytes = [0; 8];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        *word = u64::from_le_bytes(bytes);
+    }
+    words
+}
+
+fn decode(slot: u32, words: &[u64; WORDS]) -> Option<Snapshot> {
+    if words[0] & OCCUPIED == 0 {
+        return None;
+    }
+    let ip = Ipv6Addr::from_bits(u128::from(words[4]) << 64 | u128::from(words[5]));
+    let ip = match words[6] >> 16 {
+        0 => ip.to_ipv4_mapped().map_or(IpAddr::V6(ip), IpAddr::V4),
+        _ => IpAddr::V6(ip),
+    };
+    let text: Vec<u8> = words[TEXT..].iter().flat_map(|word| word.to_le_bytes()).collect();
+    Some(Snapshot {
+        key: RecordingKey { reactor: (words[0] >> 32) as u8, slot, generation: words[0] as u32 },
+        id: Id(u128::from(words[1]) << 64 | u128::from(words[2])),
+        call_id: String::from_utf8_lossy(&text[..words[7] as usize]).into_owned(),
+        peer: SocketAddr::new(ip, words[6] as u16),
+        state: [State::Opening, State::Established, State::Changing, State::Closing]
+            [(words[0] >> 48 & 3) as usize],
+        start: Wall(words[3]),
+        streams: (words[0] >> 40) as u8,
+    })
+}
+
+/// The longest prefix that fits the table, cut at a character.
+fn truncate(text: &str) -> &str {
+    &text[..text.floor_char_boundary(TABLE_TEXT)]
+}

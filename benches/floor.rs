@@ -1,0 +1,341 @@
+//! The recorder beside its floor, in one run, on the same load: CPU nanoseconds per packet of `sipreel record` (everything:
+//! receiving, accounting, writing pcaps) and of a bare epoll + recvmmsg receiver that throws its packets away.
+//!
+//! `cargo bench --bench floor` — 2,000 streams, 100,000 packets/s, three rounds of each. `-- --test`: a small round, for CI.
+//! Both are pinned to one core and the sender to the other; loss is counted on both sides.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::UdpSocket;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PORT_BASE: u16 = 30_000;
+const PAYLOAD: usize = 172;
+const BATCH: usize = 50;
+
+struct Size {
+    streams: usize,
+    seconds: usize,
+    rounds: usize,
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(at) = arguments.iter().position(|a| a == "--floor") {
+        return floor(arguments[at + 1].parse().unwrap());
+    }
+    let small = arguments.iter().any(|a| a == "--test");
+    let size = if small {
+        Size { streams: 200, seconds: 1, rounds: 1 }
+    } else {
+        Size { streams: 2_000, seconds: 10, rounds: 3 }
+    };
+    let mut figures = (Vec::new(), Vec::new());
+    for round in 0..size.rounds {
+        let bare = measure_floor(&size);
+        let recorder = measure_recorder(&size);
+        println!(
+            "round {}: floor {bare:.0} ns/packet, sipreel {recorder:.0} ns/packet, ratio {:.2}",
+            round + 1,
+            recorder / bare
+        );
+        figures.0.push(bare);
+        figures.1.push(recorder);
+    }
+    let (bare, recorder) = (median(figures.0), median(figures.1));
+    println!(
+        "{} streams, {} packets/s: floor {bare:.0}, sipreel {recorder:.0} CPU ns/packet, ratio {:.2} (median of {})",
+        size.streams,
+        size.streams * 50,
+        recorder / bare,
+        size.rounds
+    );
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+// ---- the floor --------------------------------------------------------------------------------------------------
+
+/// Binds the ports, says `ready`, receives until its input ends, says how many packets came.
+fn floor(streams: usize) {
+    pin(0);
+    let sockets: Vec<UdpSocket> =
+        (0..streams).map(|i| UdpSocket::bind(("127.0.0.1", PORT_BASE + 2 * i as u16)).unwrap()).collect();
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        FINISHED.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    println!("ready");
+    println!("{}", receive(&sockets));
+}
+
+static FINISHED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+fn receive(sockets: &[UdpSocket]) -> u64 {
+    const VECTOR: usize = 64;
+    let mut packets = 0u64;
+    let mut buffers = vec![[0u8; 2048]; VECTOR];
+    // SAFETY: plain system calls on descriptors and arrays that live to the end of this function.
+    unsafe {
+        let epoll = libc::epoll_create1(0);
+        for (index, socket) in sockets.iter().enumerate() {
+            let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: index as u64 };
+            libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, socket.as_raw_fd(), &mut event);
+        }
+        let mut vectors: Vec<libc::iovec> = buffers
+            .iter_mut()
+            .map(|b| libc::iovec { iov_base: b.as_mut_ptr().cast(), iov_len: b.len() })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = vec![std::mem::zeroed(); VECTOR];
+        for (message, vector) in messages.iter_mut().zip(&mut vectors) {
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        let mut events: Vec<libc::epoll_event> = vec![std::mem::zeroed(); sockets.len()];
+        while !FINISHED.load(std::sync::atomic::Ordering::Relaxed) {
+            let ready = libc::epoll_wait(epoll, events.as_mut_ptr(), events.len() as i32, 100);
+            for event in &events[..ready.max(0) as usize] {
+                let fd = sockets[event.u64 as usize].as_raw_fd();
+                let got = libc::recvmmsg(
+                    fd,
+                    messages.as_mut_ptr(),
+                    VECTOR as u32,
+                    libc::MSG_DONTWAIT,
+                    std::ptr::null_mut(),
+                );
+                packets += got.max(0) as u64;
+            }
+        }
+    }
+    packets
+}
+
+fn measure_floor(size: &Size) -> f64 {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--floor", &size.streams.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    let ports: Vec<u16> = (0..size.streams).map(|i| PORT_BASE + 2 * i as u16).collect();
+    let (sent, nanos) = load(&ports, size.seconds, child.id());
+    drop(child.stdin.take());
+    let received: u64 = lines.next().unwrap().unwrap().parse().unwrap();
+    child.wait().unwrap();
+    assert_eq!(received, sent, "the floor lost packets");
+    nanos as f64 / sent as f64
+}
+
+// ---- the recorder -----------------------------------------------------------------------------------------------
+
+fn measure_recorder(size: &Size) -> f64 {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("stats.sock");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sipreel"))
+        .args([
+            "record",
+            "--cores",
+            "0",
+            "--sip-udp",
+            "127.0.0.1:0",
+            "--sip-tcp",
+            "none",
+            "--log-format",
+            "json",
+        ])
+        .args(["--media-ports", &format!("{PORT_BASE}-{}", usize::from(PORT_BASE) + 2 * size.streams - 1)])
+        .arg("--dir")
+        .arg(directory.path().join("recordings"))
+        .arg("--stats-socket")
+        .arg(&socket)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let target = ready(&mut child);
+    let ports = set_up(&target, size.streams / 2);
+    let (sent, nanos) = load(&ports, size.seconds, child.id());
+    std::thread::sleep(Duration::from_millis(300));
+    let (received, dropped) = media_counts(&socket);
+    assert_eq!((received, dropped), (sent, 0), "the recorder lost packets");
+    // SAFETY: a signal to the child that this function started and has not waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    assert!(child.wait().unwrap().success());
+    nanos as f64 / sent as f64
+}
+
+/// The address in the recorder's `ready` line; its further lines are read and dropped.
+fn ready(child: &mut Child) -> String {
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let line = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("sip_udp"))
+        .expect("the recorder starts");
+    std::thread::spawn(move || lines.for_each(drop));
+    let at = line.find("127.0.0.1:").expect("the bound address is logged");
+    line[at..].chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect()
+}
+
+fn set_up(target: &str, calls: usize) -> Vec<u16> {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(target).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut ports = Vec::new();
+    for call in 0..calls {
+        socket.send(invite(call).as_bytes()).unwrap();
+        let mut buffer = [0; 65_536];
+        let answer = loop {
+            let len = socket.recv(&mut buffer).expect("the recorder answers");
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            assert!(text.starts_with("SIP/2.0 1") || text.starts_with("SIP/2.0 200"), "{text}");
+            if text.starts_with("SIP/2.0 200") {
+                break text;
+            }
+        };
+        let to = answer.lines().find(|line| line.starts_with("To:")).unwrap();
+        socket.send(request("ACK", call, to, "", "").as_bytes()).unwrap();
+        ports.extend(
+            answer.lines().filter_map(|l| l.strip_prefix("m=audio ")?.split(' ').next()?.parse::<u16>().ok()),
+        );
+    }
+    assert_eq!(ports.len(), calls * 2);
+    ports
+}
+
+fn invite(call: usize) -> String {
+    let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
+               m=audio 9 RTP/AVP 0\r\na=sendonly\r\na=label:1\r\nm=audio 11 RTP/AVP 0\r\na=sendonly\r\na=label:2\r\n";
+    let extra =
+        "Contact: <sip:src@127.0.0.1>;+sip.src\r\nRequire: siprec\r\nContent-Type: application/sdp\r\n";
+    request("INVITE", call, "To: <sip:srs@127.0.0.1>", extra, sdp)
+}
+
+fn request(method: &str, call: usize, to: &str, extra: &str, body: &str) -> String {
+    format!(
+        "{method} sip:srs@127.0.0.1 SIP/2.0\r\nVia: SIP/2.0/UDP 127.0.0.1;rport;branch=z9hG4bK{method}{call}\r\n\
+         Max-Forwards: 70\r\nFrom: <sip:src@127.0.0.1>;tag=t{call}\r\n{to}\r\nCall-ID: floor-{call}\r\nCSeq: 1 {method}\r\n\
+         {extra}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn media_counts(socket: &std::path::Path) -> (u64, u64) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(b"stats\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    let stats: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let media = &stats["media"];
+    let dropped = media["dropped"].as_object().unwrap().values().map(|v| v.as_u64().unwrap()).sum::<u64>();
+    (media["received_packets"].as_u64().unwrap(), dropped + media["kernel_dropped"].as_u64().unwrap())
+}
+
+// ---- the load ---------------------------------------------------------------------------------------------------
+
+/// Every port gets a 172-byte packet each 20 ms, spread over the interval. Returns packets sent and the process's CPU time.
+fn load(ports: &[u16], seconds: usize, pid: u32) -> (u64, u64) {
+    // On a thread of its own: a process started from a pinned one would inherit its core.
+    std::thread::scope(|scope| scope.spawn(|| send_all(ports, seconds, pid)).join().unwrap())
+}
+
+fn send_all(ports: &[u16], seconds: usize, pid: u32) -> (u64, u64) {
+    pin(1);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut sender = Sender::new(ports);
+    let before = cpu_nanos(pid);
+    let start = Instant::now();
+    let intervals = seconds * 50;
+    for interval in 0..intervals {
+        for (slice, _) in ports.chunks(BATCH).enumerate() {
+            let due = Duration::from_millis(20 * interval as u64)
+                + Duration::from_millis(20) * (slice * BATCH) as u32 / ports.len() as u32;
+            while start.elapsed() < due {
+                std::hint::spin_loop();
+            }
+            sender.send(&socket, slice * BATCH, interval as u16);
+        }
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    ((ports.len() * intervals) as u64, cpu_nanos(pid) - before)
+}
+
+struct Sender {
+    addresses: Vec<libc::sockaddr_in>,
+    packets: Vec<[u8; PAYLOAD]>,
+}
+
+impl Sender {
+    fn new(ports: &[u16]) -> Sender {
+        let address = |&port: &u16| libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: port.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 0, 0, 1]) },
+            sin_zero: [0; 8],
+        };
+        let packet = |index: usize| {
+            let mut packet = [0xd5; PAYLOAD];
+            packet[..2].copy_from_slice(&[0x80, 0]);
+            packet[8..12].copy_from_slice(&(index as u32 + 1).to_be_bytes());
+            packet
+        };
+        Sender {
+            addresses: ports.iter().map(address).collect(),
+            packets: (0..ports.len()).map(packet).collect(),
+        }
+    }
+
+    fn send(&mut self, socket: &UdpSocket, from: usize, sequence: u16) {
+        let to = (from + BATCH).min(self.packets.len());
+        // SAFETY: the headers point into `self`, which outlives the call; sendmmsg only reads through them.
+        unsafe {
+            let mut vectors: [libc::iovec; BATCH] = std::mem::zeroed();
+            let mut messages: [libc::mmsghdr; BATCH] = std::mem::zeroed();
+            for (slot, index) in (from..to).enumerate() {
+                let packet = &mut self.packets[index];
+                packet[2..4].copy_from_slice(&sequence.to_be_bytes());
+                packet[4..8].copy_from_slice(&(u32::from(sequence) * 160).to_be_bytes());
+                vectors[slot] = libc::iovec { iov_base: packet.as_mut_ptr().cast(), iov_len: PAYLOAD };
+                messages[slot].msg_hdr.msg_name = (&raw mut self.addresses[index]).cast();
+                messages[slot].msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as u32;
+                messages[slot].msg_hdr.msg_iov = &mut vectors[slot];
+                messages[slot].msg_hdr.msg_iovlen = 1;
+            }
+            let mut done = 0;
+            while done < to - from {
+                let n = libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    messages.as_mut_ptr().add(done),
+                    (to - from - done) as u32,
+                    0,
+                );
+                assert!(n > 0, "{}", std::io::Error::last_os_error());
+                done += n as usize;
+            }
+        }
+    }
+}
+
+/// User and system time of the process so far, in nanoseconds, at the resolution of the clock tick.
+fn cpu_nanos(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+    // SAFETY: sysconf only returns a number.
+    let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
+    (fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()) * 1_000_000_000 / hertz
+}
+
+fn pin(core: usize) {
+    // SAFETY: a zeroed set with one core set, read by the call. On a machine with fewer cores it fails and nothing changes.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set);
+    }
+}

@@ -1,0 +1,117 @@
+//! The control thread: feeds the session layer with events and time, carries its commands to the reactors.
+
+use crossbeam::channel::{Receiver, RecvTimeoutError};
+
+use super::mailbox::{Letter, Mailbox};
+use super::published::Recorded;
+use super::{Outcome, cpu};
+use crate::limits;
+use crate::session::{Command, Event, Notice, Sessions};
+
+pub struct Control {
+    pub sessions: Sessions,
+    pub events: Receiver<Event>,
+    pub reactors: Vec<Mailbox>,
+    pub setup: Recorded,
+    pub outcome: Outcome,
+}
+
+impl Control {
+    /// Runs until a drain is complete; then the reactors are told to stop.
+    ///
+    /// 1. take events, or sleep until one comes or something is due · 2. what is due · 3. commands · 4. log and figures
+    pub fn run(mut self) -> Outcome {
+        let mut commands = Vec::new();
+        while !self.sessions.drained() {
+            let now = cpu::now();
+            let sleep = self.sessions.next_wake().map_or(limits::CONTROL_IDLE, |wake| wake.since(now.mono));
+            match self.events.recv_timeout(sleep.min(limits::CONTROL_IDLE)) {
+                Ok(first) => self.events(first, &mut commands),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.sessions.timeout(cpu::now(), &mut commands);
+            self.carry(&mut commands);
+            self.report();
+        }
+        for reactor in &self.reactors {
+            reactor.put(Letter::Stop);
+            reactor.ring_bell();
+        }
+        self.outcome
+    }
+
+    fn events(&mut self, first: Event, commands: &mut Vec<Command>) {
+        self.event(first, commands);
+        for _ in 1..limits::EVENTS_PER_TURN {
+            match self.events.try_recv() {
+                Ok(event) => self.event(event, commands),
+                Err(_) => break,
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event, commands: &mut Vec<Command>) {
+        match &event {
+            Event::Committed { id, incomplete } => {
+                self.outcome.committed += 1;
+                self.outcome.incomplete += u64::from(*incomplete);
+                if *incomplete {
+                    tracing::warn!(
+                        recording = id,
+                        "recording is whole on disk, but its manifest lists problems"
+                    );
+                }
+            }
+            Event::CommitFailed { id, failure } => {
+                self.outcome.failed += 1;
+                tracing::error!(recording = id, "recording stays under its .part name: {failure}");
+            }
+            Event::OpenFailed { failure, .. } | Event::ChangeFailed { failure, .. } => {
+                tracing::error!("{failure}");
+            }
+            _ => {}
+        }
+        self.sessions.handle(cpu::now(), event, commands);
+    }
+
+    /// Puts all commands into the mailboxes, then rings each bell once.
+    fn carry(&mut self, commands: &mut Vec<Command>) {
+        let mut rung = [false; limits::REACTORS_MAX];
+        for command in commands.drain(..) {
+            let reactor = usize::from(command.reactor());
+            rung[reactor] = true;
+            self.reactors[reactor].put(Letter::Command(command));
+        }
+        for (mailbox, _) in self.reactors.iter().zip(rung).filter(|(_, rung)| *rung) {
+            mailbox.ring_bell();
+        }
+    }
+
+    fn report(&mut self) {
+        for notice in self.sessions.take_notices() {
+            log(&notice);
+        }
+        for nanos in self.sessions.setup_times() {
+            self.setup.record(nanos);
+        }
+        self.setup.publish();
+    }
+}
+
+fn log(notice: &Notice) {
+    match notice {
+        Notice::Started { id, call_id, peer, streams } => {
+            tracing::info!(recording = id, call_id, %peer, streams, "recording started");
+        }
+        Notice::Ended { id, call_id, cause, seconds } => {
+            tracing::info!(recording = id, call_id, cause, seconds, "recording ended");
+        }
+        Notice::Refused { call_id, peer, code, why } => {
+            tracing::warn!(call_id, %peer, code, why, "session refused");
+        }
+        Notice::Metadata { id, problem } => {
+            tracing::warn!(recording = id, problem, "metadata not understood; kept as received");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A datagram as multishot recvmsg leaves it in a provided buffer: header, source address, control messages, payload.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use io_uring::types::RecvMsgOut;
+
+use crate::clock::Wall;
+
+/// Room for the source address: a sockaddr_in6.
+const NAME: usize = size_of::<libc::sockaddr_in6>();
+/// Room for the control messages: a timestamp (16 + 16) and a destination address (16 + 20, aligned to 8).
+const CONTROL: usize = 32 + 40;
+/// What the kernel writes first: four lengths.
+const HEADER: usize = 16;
+const _: () = assert!(NAME == 28 && size_of::<libc::timespec>() == 16 && size_of::<libc::cmsghdr>() == 16);
+
+/// One received datagram; the bytes are still in the receive buffer.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    pub from: SocketAddr,
+    /// The destination address, when the socket tells it (IP_PKTINFO).
+    pub to: Option<IpAddr>,
+    /// When the kernel received it, when the socket tells it (SO_TIMESTAMPNS).
+    pub at: Option<Wall>,
+    pub bytes: &'a [u8],
+    /// The datagram was longer than the buffer.
+    pub truncated: bool,
+}
+
+/// The msghdr that a multishot recvmsg is armed with: only the two lengths matter to it.
+pub fn template() -> libc::msghdr {
+    // SAFETY: a msghdr of zeroes is valid: no name, no vector, no control.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_namelen = NAME as u32;
+    header.msg_controllen = CONTROL;
+    header
+}
+
+/// Reads the buffer of a completion. `None`: the kernel wrote something that is not the layout asked for.
+pub fn parse<'a>(buffer: &'a [u8], template: &libc::msghdr) -> Option<Datagram<'a>> {
+    let message = RecvMsgOut::parse(buffer, template).ok()?;
+    let from = address(message.name_data())?;
+    let (mut to, mut at) = (None, None);
+    for (level, kind, data) in ControlMessages(message.control_data()) {
+        match (level, kind) {
+            (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => at = timestamp(data),
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = ipv4(data.get(8..12)?).map(IpAddr::V4),
+            (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                to = ipv6(data.get(..16)?).map(|ip| ip.to_canonical())
+            }
+            _ => {}
+        }
+    }
+    // The crate's slices borrow its view; the payload is what follows name and control in the buffer.
+    let bytes = buffer.get(HEADER + NAME + CONTROL..)?;
+    Some(Datagram { from, to, at, bytes, truncated: message.is_payload_truncated() })
+}
+
+/// A sockaddr_in or sockaddr_in6 as bytes. v4-mapped addresses become IPv4.
+fn address(name: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes([*name.first()?, *name.get(1)?]));
+    let port = u16::from_be_bytes([*name.get(2)?, *name.get(3)?]);
+    let ip = match family {
+        libc::AF_INET => IpAddr::V4(ipv4(name.get(4..8)?)?),
+        libc::AF_INET6 => ipv6(name.get(8..24)?)?.to_canonical(),
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, port))
+}
+
+fn ipv4(bytes: &[u8]) -> Option<Ipv4Addr> {
+    Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?))
+}
+
+fn ipv6(bytes: &[u8]) -> Option<IpAddr> {
+    Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?)))
+}
+
+fn timestamp(data: &[u8]) -> Option<Wall> {
+    let seconds = u64::from_ne_bytes(data.get(..8)?.try_into().ok()?);
+    let nanos = u64::from_ne_bytes(data.get(8..16)?.try_into().ok()?);
+    Some(Wall(seconds * 1_000_000_000 + nanos))
+}
+
+/// Walks control messages without trusting their lengths: (level, type, data).
+struct ControlMessages<'a>(&'a [u8]);
+
+impl<'a> Iterator for ControlMessages<'a> {
+    type Item = (i32, i32, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let len = usize::try_from(u64::from_ne_bytes(self.0.get(..8)?.try_into().ok()?)).ok()?;
+        let level = i32::from_ne_bytes(self.0.get(8..12)?.try_into().ok()?);
+        let kind = i32::from_ne_bytes(self.0.get(12..16)?.try_into().ok()?);
+        let data = self.0.get(16..len)?;
+        self.0 = self.0.get(len.next_multiple_of(8)..).unwrap_or_default();
+        Some((level, kind, data))
+    }
+}
+
+/// The control message that makes an answer leave from the address that the request came to; for sendmsg.
+///
+/// 40 bytes at most, in a buffer aligned as cmsghdr wants it.
+#[repr(C, align(8))]
+pub struct SourceControl {
+    bytes: [u8; 40],
+    len: usize,
+}
+
+impl SourceControl {
+    pub fn new(source: IpAddr) -> SourceControl {
+        let mut bytes = [0u8; 40];
+        let (level, kind, data_len) = match source {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO, 12),
+            IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, 20),
+        };
+        bytes[..8].copy_from_slice(&(16 + data_len as u64).to_ne_bytes());
+        bytes[8..12].copy_from_slice(&level.to_ne_bytes());
+        bytes[12..16].copy_from_slice(&kind.to_ne_bytes());
+        match source {
+            // in_pktinfo: interface (any), source address, destination (unused when sending).
+            IpAddr::V4(ip) => bytes[20..24].copy_from_slice(&ip.octets()),
+            // in6_pktinfo: source address, interface (any).
+            IpAddr::V6(ip) => bytes[16..32].copy_from_slice(&ip.octets()),
+        }
+        SourceControl { bytes, len: (16 + data_len as usize).next_multiple_of(8) }
+    }
+
+    pub fn as_ptr(&self) -> *const u8 {
+        self.bytes.as_ptr()
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        let v4 = [2, 0, 0x13, 0xc4, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(address(&v4), Some("192.0.2.1:5060".parse().unwrap()));
+        let mut mapped = [0u8; 28];
+        mapped[..4].copy_from_slice(&[10, 0, 0x13, 0xc4]);
+        mapped[18..24].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 1]);
+        assert_eq!(address(&mapped), Some("192.0.2.1:5060".parse().unwrap()));
+        assert_eq!(address(&[]), None);
+        assert_eq!(address(&mapped[..20]), None);
+    }
+
+    #[test]
+    fn source_control_reads_back() {
+        for ip in ["192.0.2.7", "2001:db8::7"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let control = SourceControl::new(ip);
+            let (level, kind, data) = ControlMessages(&control.bytes[..control.len()]).next().unwrap();
+            let found = match (level, kind) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => IpAddr::V4(ipv4(&data[4..8]).unwrap()),
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => ipv6(&data[..16]).unwrap(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(found, ip);
+        }
+    }
+
+    #[test]
+    fn control_messages_with_lying_lengths_end_the_walk() {
+        for len in [0u64, 15, 17, 1_000, u64::MAX] {
+            let mut bytes = [0u8; 16];
+            bytes[..8].copy_from_slice(&len.to_ne_bytes());
+            assert_eq!(ControlMessages(&bytes).count(), 0);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The directory thread: makes directories and files, in the order in which they were asked for.
+//!
+//! It is the one place that may wait for the file system's metadata, so that a reactor never does. What it opens goes back
+//! to the reactor as descriptors; when a recording is finished it passes it on to the commit thread, after every small file
+//! that was asked for before.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crossbeam::channel::{Receiver, Sender};
+
+use super::commit::Finished;
+use super::mailbox::{Letter, Mailbox};
+use crate::session::{Failure, RecordingKey, SmallFile};
+
+/// Owner and group may look into recordings; nobody else.
+const DIRECTORY_MODE: u32 = 0o750;
+const FILE_MODE: u32 = 0o640;
+
+#[derive(Debug)]
+pub enum Job {
+    /// Make `path` (with `.part`) and the files in it, each with its header.
+    Create {
+        key: RecordingKey,
+        path: String,
+        files: Vec<NewFile>,
+        small: Vec<SmallFile>,
+    },
+    /// More media files for a recording that is open.
+    Add {
+        key: RecordingKey,
+        path: String,
+        files: Vec<NewFile>,
+    },
+    Small {
+        path: String,
+        file: SmallFile,
+    },
+    /// Nothing of it was ever accepted: remove the directory.
+    Discard {
+        path: String,
+    },
+    Commit(Box<Finished>),
+}
+
+#[derive(Debug)]
+pub struct NewFile {
+    pub name: String,
+    pub header: Vec<u8>,
+}
+
+/// The answer to `Create` and `Add`.
+#[derive(Debug)]
+pub struct Opened {
+    pub key: RecordingKey,
+    pub result: Result<Vec<OwnedFd>, Failure>,
+}
+
+pub struct Directory {
+    root: PathBuf,
+    jobs: Receiver<Job>,
+    reactors: Vec<Mailbox>,
+    commits: Sender<Box<Finished>>,
+    /// What went wrong with small files of recordings that are still open.
+    problems: HashMap<String, Vec<String>>,
+}
+
+impl Directory {
+    pub fn new(
+        root: PathBuf,
+        jobs: Receiver<Job>,
+        reactors: Vec<Mailbox>,
+        commits: Sender<Box<Finished>>,
+    ) -> Directory {
+        Directory { root, jobs, reactors, commits, problems: HashMap::new() }
+    }
+
+    /// Runs until every reactor has dropped its end.
+    pub fn run(mut self) {
+        while let Ok(job) = self.jobs.recv() {
+            self.handle(job);
+        }
+    }
+
+    fn handle(&mut self, job: Job) {
+        match job {
+            Job::Create { key, path, files, small } => {
+                let result = self.create(&path, &files, &small);
+                if result.is_err() {
+                    let _ = fs::remove_dir_all(self.part(&path));
+                }
+                self.answer(key, result);
+            }
+            Job::Add { key, path, files } => {
+                let result = self.media_files(&path, &files);
+                self.answer(key, result);
+            }
+            Job::Small { path, file } => {
+                if let Err(failure) = self.small_file(&path, &file) {
+                    tracing::error!(path = failure.path, errno = failure.errno, "cannot {}", failure.what);
+                    self.problems.entry(path).or_default().push(format!("{} not kept: {failure}", file.name));
+                }
+            }
+            Job::Discard { path } => {
+                self.problems.remove(&path);
+                let _ = fs::remove_dir_all(self.part(&path));
+            }
+            Job::Commit(mut finished) => {
+                let problems = self.problems.remove(&finished.path).unwrap_or_default();
+                finished.manifest.problems.extend(problems);
+                // Fails only when the commit thread is gone, and that one outlives this.
+                let _ = self.commits.send(finished);
+            }
+        }
+    }
+
+    fn answer(&self, key: RecordingKey, result: Result<Vec<OwnedFd>, Failure>) {
+        let reactor = &self.reactors[usize::from(key.reactor)];
+        reactor.put(Letter::Opened(Opened { key, result }));
+        reactor.ring_bell();
+    }
+
+    fn part(&self, path: &str) -> PathBuf {
+        self.root.join(format!("{path}.part"))
+    }
+
+    fn create(&self, path: &str, files: &[NewFile], small: &[SmallFile]) -> Result<Vec<OwnedFd>, Failure> {
+        let part = self.part(path);
+        make_directory(&part).map_err(|e| failure("create directory", format!("{path}.part"), &e))?;
+        let opened = self.media_files(path, files)?;
+        for file in small {
+            self.small_file(path, file)?;
+        }
+        Ok(opened)
+    }
+
+    fn media_files(&self, path: &str, files: &[NewFile]) -> Result<Vec<OwnedFd>, Failure> {
+        let part = self.part(path);
+        files
+            .iter()
+            .map(|file| {
+                let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
+                let mut opened = create_file(&part.join(&file.name)).map_err(at("create file"))?;
+                opened.write_all(&file.header).map_err(at("write file header"))?;
+                Ok(opened.into())
+            })
+            .collect()
+    }
+
+    fn small_file(&self, path: &str, file: &SmallFile) -> Result<(), Failure> {
+        let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
+        let mut opened = create_file(&self.part(path).join(&file.name)).map_err(at("create file"))?;
+        opened.write_all(&file.bytes).map_err(at("write file"))
+    }
+}
+
+/// The hour's directory is there after its first recording, so the usual way is one call.
+fn make_directory(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(DIRECTORY_MODE);
+    match builder.create(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            builder.recursive(true).create(path.parent().unwrap_or(path))?;
+            builder.recursive(false).create(path)
+        }
+        result => result,
+    }
+}
+
+fn create_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)
+}
+
+pub fn failure(what: &'static str, path: String, e: &io::Error) -> Failure {
+    Failure { what, path, errno: e.raw_os_error().unwrap_or(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_made_level_by_level_and_once() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("2026/11/22/07/id.part");
+        make_directory(&path).unwrap();
+        assert!(path.is_dir());
+        assert_eq!(make_directory(&path).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+}

@@ -1,0 +1,75 @@
+//! What other threads have for a reactor: a bounded channel, and an eventfd that its ring reads.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+
+use super::directory::Opened;
+use crate::limits;
+use crate::session::Command;
+
+#[derive(Debug)]
+pub enum Letter {
+    Command(Command),
+    Opened(Opened),
+    /// Nothing more will come: send what is queued, then end.
+    Stop,
+}
+
+/// The sending end. Letters are put in first; then [`Mailbox::ring_bell`] wakes the reactor once for all of them.
+#[derive(Clone)]
+pub struct Mailbox {
+    letters: Sender<Letter>,
+    bell: Arc<OwnedFd>,
+}
+
+/// The reactor's end.
+pub struct Inbox {
+    pub letters: Receiver<Letter>,
+    bell: Arc<OwnedFd>,
+    /// Where the ring's read of the eventfd lands.
+    pub rings: Box<u64>,
+}
+
+pub fn mailbox() -> io::Result<(Mailbox, Inbox)> {
+    // SAFETY: eventfd takes no pointer; a descriptor that is not negative is ours alone.
+    let bell = unsafe {
+        let fd = libc::eventfd(0, libc::EFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Arc::new(OwnedFd::from_raw_fd(fd))
+    };
+    let (sender, receiver) = bounded(limits::COMMANDS_MAX);
+    Ok((
+        Mailbox { letters: sender, bell: bell.clone() },
+        Inbox { letters: receiver, bell, rings: Box::new(0) },
+    ))
+}
+
+impl Mailbox {
+    /// Waits when the box is full: only control and directory threads call this, and a reactor never waits for them.
+    /// A reactor that has ended takes nothing more, which only happens once everything is committed.
+    pub fn put(&self, letter: Letter) {
+        let letter = match self.letters.try_send(letter) {
+            Ok(()) => return,
+            Err(e) => e.into_inner(),
+        };
+        self.ring_bell();
+        let _ = self.letters.send(letter);
+    }
+
+    pub fn ring_bell(&self) {
+        let one = 1u64.to_ne_bytes();
+        // SAFETY: writes eight bytes from a local array to a descriptor that `self` keeps open.
+        unsafe { libc::write(self.bell.as_raw_fd(), one.as_ptr().cast(), one.len()) };
+    }
+}
+
+impl Inbox {
+    pub fn bell(&self) -> i32 {
+        self.bell.as_raw_fd()
+    }
+}

@@ -1,0 +1,3 @@
+//! Where media comes from. One source so far: a pair of UDP sockets per port pair.
+
+pub mod sockets;

@@ -1,0 +1,206 @@
+//! A UDP socket for each media port, bound at start and armed for good.
+//!
+//! A socket is never disarmed: what comes to a port without a recording is received too, and counted with its cause. So no
+//! packet of a former call waits in a socket for the next one, and a call that starts or ends costs no system call here.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use io_uring::opcode;
+use io_uring::types::Fixed;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::super::buffers::Buffers;
+use super::super::cpu;
+use super::super::datagram::{self, Datagram};
+use super::super::ring::{Completion, Kind, Ring, Token};
+use crate::clock::Mono;
+use crate::limits;
+
+/// Buffer group of the media sockets.
+const GROUP: u16 = 0;
+
+/// The bound sockets of one reactor: pair `i` is sockets `2·i` (RTP) and `2·i + 1` (RTCP).
+pub struct Bound {
+    sockets: Vec<Socket>,
+    pub rtp_ports: Vec<u16>,
+}
+
+/// Binds pairs from `ports`, in order, until `wanted` are bound. Pairs of which a port is still taken at `deadline` are left
+/// out and named: the ports of a recorder that was killed are free again when the kernel has cleared away its rings.
+pub fn bind(
+    ip: Option<IpAddr>,
+    ports: impl Iterator<Item = u16>,
+    wanted: usize,
+    deadline: Mono,
+) -> io::Result<(Bound, Vec<u16>)> {
+    let mut bound = Bound { sockets: Vec::new(), rtp_ports: Vec::new() };
+    let mut taken = Vec::new();
+    for rtp in ports {
+        if bound.rtp_ports.len() == wanted {
+            break;
+        }
+        match pair(ip, rtp, deadline) {
+            Ok(pair) => {
+                bound.sockets.extend(pair);
+                bound.rtp_ports.push(rtp);
+            }
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => taken.push(rtp),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok((bound, taken))
+}
+
+fn pair(ip: Option<IpAddr>, rtp: u16, deadline: Mono) -> io::Result<[Socket; 2]> {
+    loop {
+        match socket(ip, rtp).and_then(|a| Ok([a, socket(ip, rtp + 1)?])) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && cpu::now().mono < deadline => {
+                std::thread::sleep(limits::BIND_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn socket(ip: Option<IpAddr>, port: u16) -> io::Result<Socket> {
+    let socket = match ip {
+        Some(ip) => {
+            let socket = udp(if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 })?;
+            socket.bind(&SocketAddr::new(ip, port).into())?;
+            socket
+        }
+        None => wildcard(port)?,
+    };
+    enable(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS)?;
+    // Less than asked for is no reason to refuse: sysctl net.core.rmem_max decides, and drops are counted.
+    let _ = socket.set_recv_buffer_size(limits::MEDIA_RCVBUF);
+    Ok(socket)
+}
+
+/// One socket for both families, which tells the destination address of each packet; IPv4 alone where there is no IPv6.
+fn wildcard(port: u16) -> io::Result<Socket> {
+    match udp(Domain::IPV6) {
+        Ok(socket) => {
+            socket.set_only_v6(false)?;
+            enable(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
+            socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
+            Ok(socket)
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            let socket = udp(Domain::IPV4)?;
+            enable(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO)?;
+            socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+            Ok(socket)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn udp(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::DGRAM.cloexec(), Some(Protocol::UDP))
+}
+
+/// Sets an integer socket option to 1.
+pub fn enable(socket: &Socket, level: i32, option: i32) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option value is a local integer of the size given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const on).cast(),
+            size_of::<libc::c_int>() as u32,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The armed sockets of one reactor.
+pub struct Sockets {
+    bound: Bound,
+    buffers: Buffers,
+    template: Box<libc::msghdr>,
+    /// Sockets whose multishot receive has ended; armed again once buffers are back.
+    ended: Vec<u32>,
+    /// Drops of each socket as last read.
+    drops: Vec<u32>,
+}
+
+impl Sockets {
+    /// Registers the sockets as files `0..2·pairs` of the ring's table and arms all of them.
+    pub fn arm(bound: Bound, ring: &mut Ring) -> Result<Sockets, String> {
+        let descriptors: Vec<i32> = bound.sockets.iter().map(AsRawFd::as_raw_fd).collect();
+        ring.submitter()
+            .register_files_update(0, &descriptors)
+            .map_err(|e| format!("registering {} media sockets failed: {e}", descriptors.len()))?;
+        let buffers = Buffers::new(ring, GROUP, limits::MEDIA_BUFFERS, limits::MEDIA_BUFFER_SIZE)?;
+        let count = descriptors.len();
+        let mut sockets = Sockets {
+            bound,
+            buffers,
+            template: Box::new(datagram::template()),
+            ended: (0..count as u32).collect(),
+            drops: vec![0; count],
+        };
+        sockets.publish(ring).map_err(|e| format!("arming {count} media sockets failed: {e}"))?;
+        Ok(sockets)
+    }
+
+    pub fn len(&self) -> usize {
+        self.drops.len()
+    }
+
+    /// The port of a socket.
+    pub fn port(&self, socket: u32) -> u16 {
+        self.bound.rtp_ports[socket as usize / 2] + (socket % 2) as u16
+    }
+
+    /// Hands the datagram of a completion to `take`, then the buffer back to the kernel.
+    /// `Err(ENOBUFS)`: the buffers had run out, the datagrams wait in their sockets.
+    pub fn complete(&mut self, completion: Completion, take: impl FnOnce(&Datagram<'_>)) -> Result<(), i32> {
+        if !completion.more() {
+            self.ended.push(completion.token.slot);
+        }
+        if let Some(id) = completion.buffer() {
+            let len = usize::try_from(completion.result).unwrap_or(0);
+            if let Some(datagram) = datagram::parse(self.buffers.bytes(id, len), &self.template) {
+                take(&datagram);
+            }
+            self.buffers.give(id);
+        }
+        if completion.result < 0 { Err(-completion.result) } else { Ok(()) }
+    }
+
+    /// Returns the buffers of this turn to the kernel and arms again what has ended.
+    pub fn publish(&mut self, ring: &mut Ring) -> io::Result<()> {
+        self.buffers.publish();
+        while let Some(socket) = self.ended.pop() {
+            let entry = opcode::RecvMsgMulti::new(Fixed(socket), &*self.template, GROUP)
+                .build()
+                .user_data(Token::new(Kind::Media, socket, 0).pack());
+            // SAFETY: the template is boxed and lives as long as the ring's thread; the buffers are never unmapped.
+            unsafe { ring.push(&entry)? };
+        }
+        Ok(())
+    }
+
+    /// Datagrams that the kernel has dropped on this socket since this was last asked (SO_MEMINFO).
+    pub fn new_drops(&mut self, socket: u32) -> u32 {
+        const SK_MEMINFO_DROPS: usize = 8;
+        let mut info = [0u32; SK_MEMINFO_DROPS + 1];
+        let mut len = size_of_val(&info) as u32;
+        let fd = self.bound.sockets[socket as usize].as_raw_fd();
+        // SAFETY: the kernel writes at most `len` bytes into the local array.
+        let result = unsafe {
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &mut len)
+        };
+        if result < 0 {
+            return 0;
+        }
+        let now = info[SK_MEMINFO_DROPS];
+        now.wrapping_sub(std::mem::replace(&mut self.drops[socket as usize], now))
+    }
+}

@@ -1,0 +1,631 @@
+//! The open recordings of one reactor: which port belongs to which stream, from the first file to the commit.
+//!
+//! ```text
+//! Open ─▶ directory thread ─▶ Opened ─▶ armed ─▶ packets … ─▶ Close ─▶ linger ─▶ flush ─▶ last completion ─▶ commit
+//! ```
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::Sender;
+
+use super::blocks::Pool;
+use super::commit::Finished;
+use super::datagram::Datagram;
+use super::directory::{Job, NewFile, Opened, failure};
+use super::disk::{FileKey, Files, Lost};
+use super::media_source::sockets::Sockets;
+use super::ring::{Completion, Ring};
+use crate::clock::{Mono, Now};
+use crate::counters::{DropCause, ReactorCounters};
+use crate::limits;
+use crate::media::recording::StreamSpec;
+use crate::media::{self, Channel, Packet, Recording, Write};
+use crate::proto::manifest::Manifest;
+use crate::session::{
+    Change, Close, Event, Failure, Open, OpenStream, PortPair, RecordingKey, Signal, Transport,
+};
+
+/// What a media socket's packets are part of.
+#[derive(Clone, Copy)]
+struct PortUse {
+    /// Slot of the recording in the session table.
+    recording: u32,
+    stream: u8,
+    channel: Channel,
+    state: PortState,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PortState {
+    Unused,
+    Open,
+    Ended,
+}
+
+struct Live {
+    key: RecordingKey,
+    path: String,
+    media: Recording,
+    streams: Vec<LiveStream>,
+    files: Vec<FileKey>,
+    stage: Stage,
+    /// Streams of a `Change` whose files are being opened.
+    pending: Vec<OpenStream>,
+    /// Bytes of headers in files that are being opened.
+    headers: Vec<u64>,
+    signals: Vec<Signal>,
+    problems: Vec<String>,
+    lost_in_writes: u64,
+}
+
+struct LiveStream {
+    ports: PortPair,
+    /// The address of our answer, which a socket bound to one address does not tell again.
+    address: IpAddr,
+    kernel_dropped: u64,
+}
+
+enum Stage {
+    Opening,
+    Active,
+    /// The dialog is over; what was on its way still comes in until the time given.
+    Lingering(Mono, Box<Manifest>),
+    /// Ports silent, last blocks on their way.
+    Flushing(Box<Manifest>),
+    /// Cancelled while it was being opened.
+    Cancelled,
+}
+
+pub struct Recordings {
+    ports: Vec<PortUse>,
+    live: Vec<Option<Box<Live>>>,
+    /// Slots in `live`, in no order.
+    active: Vec<u32>,
+    sweep_from: usize,
+    ending: Vec<u32>,
+    opening: usize,
+    files: Files,
+    pool: Pool,
+    writes: Vec<Write>,
+    flush_interval: Duration,
+    jobs: Jobs,
+    counters: Arc<ReactorCounters>,
+}
+
+/// The way to the directory thread. A reactor never waits for it: what finds the queue full is kept, in order, for the next
+/// turn. Only open recordings have jobs, so what is kept is bounded by their number.
+struct Jobs {
+    queue: Sender<Job>,
+    kept: VecDeque<Job>,
+}
+
+impl Jobs {
+    fn send(&mut self, job: Job) {
+        self.kept.push_back(job);
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        while let Some(job) = self.kept.pop_front() {
+            if let Err(e) = self.queue.try_send(job) {
+                self.kept.push_front(e.into_inner());
+                return;
+            }
+        }
+    }
+
+    /// New work is refused while old work waits.
+    fn full(&self) -> bool {
+        !self.kept.is_empty()
+    }
+}
+
+impl Recordings {
+    pub fn new(
+        sockets: usize,
+        sessions: usize,
+        files: Files,
+        pool: Pool,
+        flush_interval: Duration,
+        jobs: Sender<Job>,
+        counters: Arc<ReactorCounters>,
+    ) -> Recordings {
+        let unused = PortUse { recording: 0, stream: 0, channel: Channel::Rtp, state: PortState::Unused };
+        counters.blocks_total.set(pool.total() as u64);
+        Recordings {
+            ports: vec![unused; sockets],
+            live: (0..sessions).map(|_| None).collect(),
+            active: Vec::with_capacity(sessions),
+            sweep_from: 0,
+            ending: Vec::new(),
+            opening: 0,
+            files,
+            pool,
+            writes: Vec::with_capacity(limits::WRITES_PER_PACKET + limits::STREAMS_PER_RECORDING_MAX),
+            flush_interval,
+            jobs: Jobs { queue: jobs, kept: VecDeque::new() },
+            counters,
+        }
+    }
+
+    /// Whether an INVITE waits for its files, or a recording for its end.
+    pub fn busy(&self) -> bool {
+        self.opening > 0 || !self.ending.is_empty()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.active.is_empty()
+    }
+
+    /// One datagram of a media socket. It ends in a block or in `dropped`, by cause.
+    pub fn packet(
+        &mut self,
+        ring: &mut Ring,
+        socket: u32,
+        port: u16,
+        datagram: &Datagram<'_>,
+        now: Now,
+    ) -> io::Result<()> {
+        let PortUse { recording, stream, channel, state } = self.ports[socket as usize];
+        let len = datagram.bytes.len() as u64;
+        self.counters.packets.add(1);
+        self.counters.bytes.add(len);
+        if datagram.truncated {
+            self.counters.truncated.add(1);
+        }
+        let live = match (state, &mut self.live[recording as usize]) {
+            (PortState::Open, Some(live)) => live,
+            (PortState::Unused, _) => return self.drop_packet(DropCause::NoSession),
+            _ => return self.drop_packet(DropCause::AfterEnd),
+        };
+        let address = datagram.to.unwrap_or(live.streams[usize::from(stream)].address);
+        let packet = Packet {
+            at: datagram.at.unwrap_or(now.wall),
+            from: datagram.from,
+            to: SocketAddr::new(address, port),
+            bytes: datagram.bytes,
+        };
+        match live.media.packet(stream, channel, &packet, &mut self.pool, &mut self.writes) {
+            Ok(()) => self.counters.staged_packets.add(1),
+            Err(cause) => self.counters.dropped[cause as usize].add(1),
+        }
+        if self.writes.is_empty() { Ok(()) } else { self.write(ring, recording, now.mono, false) }
+    }
+
+    fn drop_packet(&self, cause: DropCause) -> io::Result<()> {
+        self.counters.dropped[cause as usize].add(1);
+        Ok(())
+    }
+
+    /// Asks the directory thread for the recording's files.
+    pub fn open(&mut self, open: Open, now: Now, events: &mut Vec<Event>) {
+        let key = open.key;
+        let mut media = Recording::new(open.format);
+        for stream in &open.streams {
+            media.add_stream(spec(stream));
+        }
+        let mut live = Box::new(Live {
+            key,
+            path: open.path,
+            media,
+            streams: Vec::with_capacity(limits::STREAMS_PER_RECORDING_MAX),
+            files: Vec::new(),
+            stage: Stage::Opening,
+            pending: open.streams,
+            headers: Vec::new(),
+            signals: open.signals,
+            problems: Vec::new(),
+            lost_in_writes: 0,
+        });
+        if self.jobs.full() {
+            let failure = Failure { what: "queue the opening of", path: live.path, errno: libc::EAGAIN };
+            events.push(Event::OpenFailed { key, failure });
+            return;
+        }
+        let files = live.new_files(now);
+        self.jobs.send(Job::Create { key, path: live.path.clone(), files, small: open.files });
+        self.opening += 1;
+        self.active.push(key.slot);
+        self.live[key.slot as usize] = Some(live);
+    }
+
+    /// The files are there, or they are not.
+    pub fn opened(
+        &mut self,
+        ring: &mut Ring,
+        sockets: &mut Sockets,
+        opened: Opened,
+        now: Now,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        let Opened { key, result } = opened;
+        let Some(live) = self.live[key.slot as usize].as_mut().filter(|live| live.key == key) else {
+            return Ok(());
+        };
+        let first = !matches!(live.stage, Stage::Active | Stage::Lingering(..) | Stage::Flushing(..));
+        self.opening -= usize::from(first);
+        let result = result.and_then(|descriptors| {
+            for (fd, header) in descriptors.into_iter().zip(std::mem::take(&mut live.headers)) {
+                let file = live.files.len() as u8;
+                match self.files.open(ring, fd, key.slot, file, header) {
+                    Ok(file) => live.files.push(file),
+                    Err(e) => return Err(failure("register file", live.path.clone(), &e)),
+                }
+            }
+            Ok(())
+        });
+        match (result, &live.stage) {
+            (_, Stage::Cancelled) => {
+                self.discard(ring, key.slot)?;
+                events.push(Event::Closed { key });
+            }
+            (Ok(()), Stage::Opening) => {
+                live.stage = Stage::Active;
+                self.arm(sockets, key.slot);
+                self.early_signals(ring, key.slot, now)?;
+                events.push(Event::Opened { key });
+            }
+            (Ok(()), _) => {
+                self.arm(sockets, key.slot);
+                events.push(Event::Changed { key });
+            }
+            (Err(failure), Stage::Opening) => {
+                self.discard(ring, key.slot)?;
+                events.push(Event::OpenFailed { key, failure });
+            }
+            (Err(failure), _) => {
+                live.problems.push(failure.to_string());
+                live.pending.clear();
+                events.push(Event::ChangeFailed { key, failure });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the sockets of the pending streams to the recording.
+    fn arm(&mut self, sockets: &mut Sockets, slot: u32) {
+        let Some(live) = self.live[slot as usize].as_mut() else { return };
+        for stream in std::mem::take(&mut live.pending) {
+            for (offset, channel) in [(0, Channel::Rtp), (1, Channel::Rtcp)] {
+                let socket = u32::from(stream.ports.index) * 2 + offset;
+                // What the kernel dropped before is not this stream's.
+                self.counters.kernel_dropped.add(u64::from(sockets.new_drops(socket)));
+                let state = PortState::Open;
+                self.ports[socket as usize] =
+                    PortUse { recording: slot, stream: stream.stream, channel, state };
+            }
+            live.streams.push(LiveStream { ports: stream.ports, address: stream.address, kernel_dropped: 0 });
+        }
+    }
+
+    fn early_signals(&mut self, ring: &mut Ring, slot: u32, now: Now) -> io::Result<()> {
+        let signals = self.live[slot as usize]
+            .as_mut()
+            .map(|live| std::mem::take(&mut live.signals))
+            .unwrap_or_default();
+        signals.iter().try_for_each(|signal| self.record_signal(ring, slot, signal, now))
+    }
+
+    /// A SIP message of the dialog.
+    pub fn signal(&mut self, ring: &mut Ring, key: RecordingKey, signal: Signal, now: Now) -> io::Result<()> {
+        match self.current(key) {
+            Some(live) if matches!(live.stage, Stage::Opening) => {
+                if live.signals.len() < limits::SIGNALS_PENDING_MAX {
+                    live.signals.push(signal);
+                }
+                Ok(())
+            }
+            Some(_) => self.record_signal(ring, key.slot, &signal, now),
+            None => Ok(()),
+        }
+    }
+
+    fn record_signal(&mut self, ring: &mut Ring, slot: u32, signal: &Signal, now: Now) -> io::Result<()> {
+        let Some(live) = self.live[slot as usize].as_mut() else { return Ok(()) };
+        let Signal { at, received, flow, bytes } = signal;
+        let tcp = flow.transport == Transport::Tcp;
+        let message =
+            media::Signal { at: *at, received: *received, tcp, local: flow.local, peer: flow.peer, bytes };
+        if live.media.signal(&message, &mut self.pool, &mut self.writes).is_err() {
+            live.problem("a SIP message is missing from the pcap: no write block was free");
+        }
+        self.write(ring, slot, now.mono, false)
+    }
+
+    pub fn small_file(&mut self, key: RecordingKey, file: crate::session::SmallFile) {
+        let Recordings { live, jobs, .. } = self;
+        let Some(live) = live[key.slot as usize].as_mut().filter(|live| live.key == key) else { return };
+        if jobs.full() {
+            live.problem(&format!("{} not kept: too many files are waiting to be written", file.name));
+        } else {
+            jobs.send(Job::Small { path: live.path.clone(), file });
+        }
+    }
+
+    /// Streams that a re-INVITE added or ended.
+    pub fn change(&mut self, sockets: &mut Sockets, change: Change, now: Now, events: &mut Vec<Event>) {
+        let Change { key, add, remove } = change;
+        if self.current(key).is_none() {
+            let failure =
+                Failure { what: "change", path: "a recording that has ended".into(), errno: libc::ENOENT };
+            events.push(Event::ChangeFailed { key, failure });
+            return;
+        }
+        for stream in remove {
+            self.silence(sockets, key.slot, usize::from(stream));
+        }
+        let Recordings { live, jobs, .. } = self;
+        let Some(live) = &mut live[key.slot as usize] else { return };
+        for stream in &add {
+            live.media.add_stream(spec(stream));
+        }
+        live.pending = add;
+        let files = live.new_files(now);
+        if files.is_empty() {
+            self.arm(sockets, key.slot);
+            events.push(Event::Changed { key });
+        } else {
+            jobs.send(Job::Add { key, path: live.path.clone(), files });
+        }
+    }
+
+    /// The dialog is over. Packets that the kernel has already received follow it in.
+    pub fn close(&mut self, close: Close, now: Now, events: &mut Vec<Event>) {
+        let Close { key, manifest } = close;
+        let Some(live) = self.current(key) else {
+            events.push(Event::Closed { key });
+            return;
+        };
+        match (manifest, &live.stage) {
+            (_, Stage::Opening) => live.stage = Stage::Cancelled,
+            // A recording that was established is never thrown away, so it ends with a manifest.
+            (Some(manifest), Stage::Active) => {
+                live.stage = Stage::Lingering(now.mono + limits::CLOSE_LINGER, manifest);
+                self.ending.push(key.slot);
+            }
+            _ => {}
+        }
+    }
+
+    /// Brings recordings that are ending a step further.
+    pub fn finish(
+        &mut self,
+        ring: &mut Ring,
+        sockets: &mut Sockets,
+        now: Now,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
+        let mut ending = std::mem::take(&mut self.ending);
+        let mut result = Ok(());
+        ending.retain(|&slot| match self.finish_one(ring, sockets, slot, now, events) {
+            Ok(done) => !done,
+            Err(e) => {
+                result = Err(e);
+                true
+            }
+        });
+        self.ending = ending;
+        result
+    }
+
+    /// `true`: the recording has left memory.
+    fn finish_one(
+        &mut self,
+        ring: &mut Ring,
+        sockets: &mut Sockets,
+        slot: u32,
+        now: Now,
+        events: &mut Vec<Event>,
+    ) -> io::Result<bool> {
+        let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
+        if matches!(live.stage, Stage::Lingering(until, _) if now.mono >= until) {
+            let Stage::Lingering(_, manifest) = std::mem::replace(&mut live.stage, Stage::Opening) else {
+                return Ok(false);
+            };
+            live.stage = Stage::Flushing(manifest);
+            for stream in 0..live.streams.len() {
+                self.silence(sockets, slot, stream);
+            }
+            if let Some(live) = self.live[slot as usize].as_mut() {
+                live.media.flush(&mut self.writes);
+            }
+            self.write(ring, slot, now.mono, true)?;
+        }
+        let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
+        let idle = live.files.iter().all(|&file| self.files.idle(file));
+        if !idle || !matches!(live.stage, Stage::Flushing(_)) {
+            return Ok(false);
+        }
+        let key = live.key;
+        if let Some(mut live) = self.take(slot) {
+            let finished = live.finished(&mut self.files, ring)?;
+            if let Some(finished) = finished {
+                self.jobs.send(Job::Commit(Box::new(finished)));
+            }
+        }
+        events.push(Event::Closed { key });
+        Ok(true)
+    }
+
+    /// A write has completed.
+    pub fn written(&mut self, ring: &mut Ring, completion: Completion, now: Mono) -> io::Result<()> {
+        let lost = self.files.complete(ring, &mut self.pool, completion, now)?;
+        if let Some(lost) = lost {
+            self.lost(&lost);
+        }
+        Ok(())
+    }
+
+    /// A part of the open recordings each time, so that all are seen once per `sweep_period`: old blocks are sent off, drops
+    /// are read from the sockets.
+    pub fn sweep(&mut self, ring: &mut Ring, sockets: &mut Sockets, now: Now) -> io::Result<()> {
+        let ticks = (self.sweep_period().as_millis() / limits::TICK.as_millis()).max(1) as usize;
+        for _ in 0..self.active.len().div_ceil(ticks) {
+            self.sweep_from = (self.sweep_from + 1) % self.active.len();
+            let slot = self.active[self.sweep_from];
+            self.read_drops(sockets, slot);
+            let Some(live) = self.live[slot as usize].as_mut() else { continue };
+            let old = |since: crate::clock::Wall| {
+                now.wall.0.saturating_sub(since.0) >= self.flush_interval.as_nanos() as u64
+            };
+            if live.media.staged_since().is_some_and(old) {
+                live.media.flush(&mut self.writes);
+                self.write(ring, slot, now.mono, false)?;
+            }
+        }
+        self.counters.blocks_used.set(self.pool.used() as u64);
+        self.files.publish();
+        self.jobs.flush();
+        Ok(())
+    }
+
+    fn sweep_period(&self) -> Duration {
+        (self.flush_interval / 4).clamp(limits::TICK, limits::SWEEP_MAX)
+    }
+
+    /// Hands the writes that have gathered to the files of this recording.
+    fn write(&mut self, ring: &mut Ring, slot: u32, now: Mono, last: bool) -> io::Result<()> {
+        let mut writes = std::mem::take(&mut self.writes);
+        for write in writes.drain(..) {
+            let file = self.live[slot as usize]
+                .as_ref()
+                .and_then(|live| live.files.get(usize::from(write.file)).copied());
+            let Some(file) = file else { continue };
+            if let Some(lost) = self.files.write(ring, &mut self.pool, file, write, now, last)? {
+                self.lost(&lost);
+            }
+        }
+        self.writes = writes;
+        Ok(())
+    }
+
+    fn lost(&mut self, lost: &Lost) {
+        let Some(live) = self.live[lost.recording as usize].as_mut() else { return };
+        live.media.dropped(lost.file, lost.packets, lost.bytes);
+        live.lost_in_writes += u64::from(lost.packets);
+        let why = match lost.cause {
+            DropCause::QueueFull => "the disk is too slow".to_owned(),
+            _ => io::Error::from_raw_os_error(lost.errno).to_string(),
+        };
+        let file = live.media.file_name(lost.file);
+        if live.problem(&format!("{file}: a write was lost: {why}")) {
+            tracing::error!(recording = live.path, file, packets = lost.packets, "write lost: {why}");
+        }
+    }
+
+    fn silence(&mut self, sockets: &mut Sockets, slot: u32, stream: usize) {
+        self.read_stream_drops(sockets, slot, stream);
+        let Some(stream) = self.live[slot as usize].as_ref().and_then(|live| live.streams.get(stream)) else {
+            return;
+        };
+        let socket = usize::from(stream.ports.index) * 2;
+        for port in &mut self.ports[socket..socket + 2] {
+            if port.recording == slot {
+                port.state = PortState::Ended;
+            }
+        }
+    }
+
+    fn read_drops(&mut self, sockets: &mut Sockets, slot: u32) {
+        let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
+        (0..streams).for_each(|stream| self.read_stream_drops(sockets, slot, stream));
+    }
+
+    fn read_stream_drops(&mut self, sockets: &mut Sockets, slot: u32, stream: usize) {
+        let Some(stream) = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream))
+        else {
+            return;
+        };
+        for socket in [u32::from(stream.ports.index) * 2, u32::from(stream.ports.index) * 2 + 1] {
+            let port = self.ports[socket as usize];
+            if port.state == PortState::Open && port.recording == slot {
+                let drops = u64::from(sockets.new_drops(socket));
+                stream.kernel_dropped += drops;
+                self.counters.kernel_dropped.add(drops);
+            }
+        }
+    }
+
+    fn current(&mut self, key: RecordingKey) -> Option<&mut Live> {
+        self.live.get_mut(key.slot as usize)?.as_deref_mut().filter(|live| live.key == key)
+    }
+
+    fn take(&mut self, slot: u32) -> Option<Box<Live>> {
+        self.active.retain(|&active| active != slot);
+        self.live[slot as usize].take()
+    }
+
+    /// Forgets a recording that was never established, and removes what is on disk of it.
+    fn discard(&mut self, ring: &mut Ring, slot: u32) -> io::Result<()> {
+        let Some(live) = self.take(slot) else { return Ok(()) };
+        for &file in &live.files {
+            self.files.close(ring, file)?;
+        }
+        self.jobs.send(Job::Discard { path: live.path });
+        Ok(())
+    }
+}
+
+impl Live {
+    /// The files that the media plane has and the disk not yet.
+    fn new_files(&mut self, now: Now) -> Vec<NewFile> {
+        let files: Vec<_> = (self.files.len()..self.media.files())
+            .map(|file| NewFile {
+                name: self.media.file_name(file as u8),
+                header: self.media.file_header(file as u8, now.wall),
+            })
+            .collect();
+        self.headers = files.iter().map(|file| file.header.len() as u64).collect();
+        files
+    }
+
+    /// Notes each problem once; `true`: it is new.
+    fn problem(&mut self, problem: &str) -> bool {
+        let new =
+            self.problems.len() < limits::PROBLEMS_MAX && self.problems.iter().all(|known| known != problem);
+        if new {
+            self.problems.push(problem.to_owned());
+        }
+        new
+    }
+
+    /// Closes the files and completes the manifest with what this side knows.
+    fn finished(&mut self, files: &mut Files, ring: &Ring) -> io::Result<Option<Finished>> {
+        let mut media = Vec::new();
+        for (index, &file) in self.files.iter().enumerate() {
+            media.push((self.media.file_name(index as u8), files.close(ring, file)?));
+        }
+        let Stage::Flushing(manifest) = std::mem::replace(&mut self.stage, Stage::Cancelled) else {
+            return Ok(None);
+        };
+        let mut manifest = *manifest;
+        for (index, (stream, live)) in manifest.streams.iter_mut().zip(&self.streams).enumerate() {
+            stream.report = self.media.report(index as u8);
+            stream.report.kernel_dropped = live.kernel_dropped;
+            if live.kernel_dropped > 0 {
+                self.problems
+                    .push(format!("stream {index}: the kernel dropped {} datagrams", live.kernel_dropped));
+            }
+        }
+        if self.lost_in_writes > 0 {
+            self.problems.push(format!("{} datagrams were lost in failed writes", self.lost_in_writes));
+        }
+        manifest.problems.append(&mut self.problems);
+        Ok(Some(Finished { path: std::mem::take(&mut self.path), manifest, media }))
+    }
+}
+
+fn spec(stream: &OpenStream) -> StreamSpec {
+    let rtp = SocketAddr::new(stream.address, stream.ports.rtp);
+    StreamSpec {
+        label: stream.label.clone(),
+        to_rtp: rtp,
+        to_rtcp: SocketAddr::new(stream.address, stream.ports.rtp + 1),
+        codecs: stream.codecs.clone(),
+        rtcp_mux: stream.rtcp_mux,
+    }
+}

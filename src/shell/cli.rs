@@ -1,0 +1,303 @@
+//! What was typed. [`super::config`] says what it means.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::proto::manifest::Format;
+
+/// The port of SIP over UDP and TCP (RFC 3261 §19.1.2).
+const SIP_PORT: u16 = 5060;
+/// CPU numbers end here: the size of the kernel's affinity mask as libc has it.
+const CPUS_MAX: usize = 1_024;
+
+/// A SIPREC session recording server: SIP and RTP in through io_uring, pcap or raw files out.
+#[derive(Parser, Debug)]
+#[command(name = "sipreel", version, arg_required_else_help = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Record every SIPREC session that arrives, until SIGTERM or SIGINT
+    ///
+    /// Without a flag it listens on 0.0.0.0:5060 (UDP and TCP) and writes below ./recordings; it needs no privilege.
+    Record(Box<RecordArgs>),
+    /// Show the counters of the running recorder
+    Stats(ClientArgs),
+    /// List the sessions that are being recorded now
+    Sessions(ClientArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct RecordArgs {
+    /// Where recordings go, as DIR/YYYY/MM/DD/HH/ID; made if missing
+    ///
+    /// One file system of its own keeps a full disk from stopping the rest of the host.
+    #[arg(long, value_name = "DIR", default_value = "./recordings")]
+    pub dir: PathBuf,
+
+    /// SIP over UDP: listen here; repeatable; `none` switches UDP off
+    ///
+    /// An address without a port means port 5060. Name one address on a host with several networks, so that only the
+    /// SBC's network can open sessions.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5060", value_parser = parse_listen)]
+    pub sip_udp: Vec<Listen>,
+
+    /// SIP over TCP: listen here; repeatable; `none` switches TCP off
+    ///
+    /// Prefer TCP for the SBC's trunk: an INVITE with metadata is often larger than one datagram without fragments.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5060", value_parser = parse_listen)]
+    pub sip_tcp: Vec<Listen>,
+
+    /// The address to which SRCs are told to send RTP [default: the local address that the INVITE came to]
+    ///
+    /// Needed when media has a network of its own, or when a NAT stands between SRC and recorder.
+    #[arg(long, value_name = "IP")]
+    pub media_ip: Option<IpAddr>,
+
+    /// Ports for RTP (even) and RTCP (the next); two for every stream
+    ///
+    /// All are bound at start, so a call can never fail for a port that another program took. A call of two streams
+    /// takes two pairs: the default range holds 10,000 streams.
+    #[arg(long, value_name = "LO-HI", default_value = "20000-39999", value_parser = parse_ports)]
+    pub media_ports: Ports,
+
+    /// How long a port pair rests before its next call
+    ///
+    /// Late packets of the call before must not end up in the next one.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
+    pub port_cooldown: Duration,
+
+    /// CPUs to record on, one thread each: `0-3,6` [default: all that this process may use]
+    ///
+    /// Leave a CPU to the rest of the host when it has other work, or to the network card's interrupts.
+    #[arg(long, value_name = "LIST", value_parser = parse_cores)]
+    pub cores: Option<Cores>,
+
+    /// Recording sessions at once; more are refused with 503 [default: as many as the ports can carry]
+    ///
+    /// Set it to what the disk is known to sustain: a refusal is honest, a lost packet is not.
+    #[arg(long, value_name = "N")]
+    pub max_sessions: Option<usize>,
+
+    /// pcap: one file per call, Wireshark plays it; raw: one file of codec bytes per stream
+    #[arg(long, value_enum, default_value_t = Format::Pcap)]
+    pub format: Format,
+
+    /// Write what a recording has gathered after this time, full block or not
+    ///
+    /// It bounds what a power failure can take. Shorter costs more, smaller writes.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse_duration)]
+    pub flush_interval: Duration,
+
+    /// On SIGTERM or SIGINT: how long running calls may go on before they are ended with BYE
+    ///
+    /// New calls are refused with 503 from the first moment, so that the SRC goes to another recorder.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
+    pub drain_timeout: Duration,
+
+    /// Unix socket for `sipreel stats` and monitoring [default: $XDG_RUNTIME_DIR/sipreel.sock, else
+    /// /run/sipreel/sipreel.sock]
+    ///
+    /// Give each recorder of a host its own. When the flag is absent and the default place cannot be written, the
+    /// recorder warns and runs without.
+    #[arg(long, value_name = "PATH")]
+    pub stats_socket: Option<PathBuf>,
+
+    /// text: for people; json: one object a line, for log collectors
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// The least severe events that are logged
+    ///
+    /// info has two lines per call; warn suits a box with many calls a second.
+    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
+    pub log_level: LogLevel,
+}
+
+#[derive(Args, Debug)]
+pub struct ClientArgs {
+    /// The reply as the recorder sent it: one JSON object (stats), or one a line (sessions)
+    #[arg(long)]
+    pub json: bool,
+
+    /// The recorder's --stats-socket [default: the places where `sipreel record` puts it]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// One use of `--sip-udp` or `--sip-tcp`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Listen {
+    Off,
+    At(SocketAddr),
+}
+
+/// `LO-HI`, both included, as typed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ports {
+    pub first: u16,
+    pub last: u16,
+}
+
+/// CPU numbers, ascending, each once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cores(pub Vec<usize>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+fn parse_listen(text: &str) -> Result<Listen, String> {
+    if text == "none" {
+        return Ok(Listen::Off);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(Listen::At(address));
+    }
+    text.trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>()
+        .map(|ip| Listen::At(SocketAddr::new(ip, SIP_PORT)))
+        .map_err(|_| "write it as 192.0.2.1:5060, [2001:db8::1]:5060, 192.0.2.1 or none".into())
+}
+
+fn parse_ports(text: &str) -> Result<Ports, String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0);
+    text.split_once('-')
+        .and_then(|(first, last)| Some(Ports { first: port(first)?, last: port(last)? }))
+        .ok_or_else(|| "write it as LO-HI with ports from 1 to 65535, such as 20000-39999".into())
+}
+
+fn parse_cores(text: &str) -> Result<Cores, String> {
+    let mut cores = Vec::new();
+    for item in text.split(',') {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+            (Ok(first), Ok(last)) if first <= last && last < CPUS_MAX => cores.extend(first..=last),
+            _ => return Err("write it as a list of CPU numbers and ranges, such as 0-3,6".into()),
+        }
+        // A list may name a range over and over; no more than this many numbers are ever held.
+        cores.sort_unstable();
+        cores.dedup();
+    }
+    Ok(Cores(cores))
+}
+
+/// `500ms`, `5s`, `2m`, `1h`; a plain number is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    match number.parse::<u64>().ok().and_then(|number| number.checked_mul(milliseconds)) {
+        Some(total) if milliseconds > 0 => Ok(Duration::from_millis(total)),
+        _ => Err("write it as 500ms, 5s, 2m or 1h; a plain number is seconds".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// `--help` is the manual: a flag without its reason, or without a line that says what it does, fails here.
+    #[test]
+    fn every_flag_of_record_is_explained() {
+        let cli = Cli::command();
+        let record = cli.find_subcommand("record").unwrap();
+        let without_a_reason = ["format", "log_format", "help"];
+        for flag in record.get_arguments() {
+            let name = flag.get_id().as_str();
+            assert!(flag.get_help().is_some(), "--{name} is not explained");
+            let long = flag.get_long_help().is_some();
+            assert!(long || without_a_reason.contains(&name), "--{name} has no reason");
+        }
+    }
+
+    #[test]
+    fn record_runs_without_a_flag() {
+        let Command::Record(args) = Cli::try_parse_from(["sipreel", "record"]).unwrap().command else {
+            panic!()
+        };
+        let everywhere = Listen::At("0.0.0.0:5060".parse().unwrap());
+        assert_eq!((args.sip_udp, args.sip_tcp), (vec![everywhere], vec![everywhere]));
+        assert_eq!(args.media_ports, Ports { first: 20_000, last: 39_999 });
+        assert_eq!(args.dir, PathBuf::from("./recordings"));
+        assert_eq!((args.flush_interval, args.drain_timeout), (Duration::from_secs(5), Duration::ZERO));
+        assert_eq!((args.port_cooldown, args.format), (Duration::from_secs(10), Format::Pcap));
+    }
+
+    #[test]
+    fn listeners_repeat_and_replace_the_default() {
+        let argv =
+            ["sipreel", "record", "--sip-udp", "[::1]:5070", "--sip-udp", "127.0.0.1", "--sip-tcp", "none"];
+        let Command::Record(args) = Cli::try_parse_from(argv).unwrap().command else { panic!() };
+        let at = |text: &str| Listen::At(text.parse().unwrap());
+        assert_eq!(args.sip_udp, [at("[::1]:5070"), at("127.0.0.1:5060")]);
+        assert_eq!(args.sip_tcp, [Listen::Off]);
+    }
+
+    #[test]
+    fn listeners_as_typed() {
+        assert_eq!(parse_listen("[2001:db8::1]"), Ok(Listen::At("[2001:db8::1]:5060".parse().unwrap())));
+        assert_eq!(parse_listen("2001:db8::1"), Ok(Listen::At("[2001:db8::1]:5060".parse().unwrap())));
+        for bad in ["", "5060", ":5060", "sbc.example:5060", "127.0.0.1:66000", "None"] {
+            assert!(parse_listen(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn durations_as_typed() {
+        for (text, milliseconds) in
+            [("500ms", 500), ("5s", 5_000), ("2m", 120_000), ("1h", 3_600_000), ("7", 7_000), ("0", 0)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for bad in ["", "s", "-1s", "1.5s", "5 s", "5d", "99999999999999999999", "18446744073709551615h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cores_as_typed() {
+        assert_eq!(parse_cores("0-3,6"), Ok(Cores(vec![0, 1, 2, 3, 6])));
+        assert_eq!(parse_cores("2, 0-2"), Ok(Cores(vec![0, 1, 2])));
+        for bad in ["", "a", "3-1", "0-", "-1", "0,,1", "0-18446744073709551615", "1024"] {
+            assert!(parse_cores(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn ports_as_typed() {
+        assert_eq!(parse_ports("20000-20001"), Ok(Ports { first: 20_000, last: 20_001 }));
+        for bad in ["", "20000", "20000-", "0-9", "1-65536", "a-b", "1-2-3"] {
+            assert!(parse_ports(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,434 @@
+//! What the flags mean, checked against each other and against the host before anything is opened.
+//!
+//! A combination that cannot work is refused here, with one sentence that says what to change.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::cli::{Cores, Listen, Ports, RecordArgs};
+use crate::engine::Settings;
+use crate::limits::{REACTORS_MAX, SESSIONS_MAX, TICK};
+
+/// What of the host the meaning of the flags depends on.
+#[derive(Clone, Debug)]
+pub struct Host<'a> {
+    /// CPUs in the affinity mask of this process, ascending.
+    pub cores: Vec<usize>,
+    /// `$XDG_RUNTIME_DIR`.
+    pub runtime_dir: Option<&'a OsStr>,
+}
+
+/// A recorder that can be started.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub settings: Settings,
+    pub drain_timeout: Duration,
+    pub stats_socket: StatsSocket,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StatsSocket {
+    /// This path or no start.
+    Given(PathBuf),
+    /// The first of these that can be made; if none, the recorder runs without.
+    Default(Vec<PathBuf>),
+}
+
+/// Why the recorder does not start. Each displays as one sentence that names the flag and what to change.
+#[derive(Debug)]
+pub enum Refusal {
+    NoListener,
+    OffAndAddress { flag: &'static str },
+    ListenTwice { flag: &'static str, address: SocketAddr },
+    MediaIp(IpAddr),
+    PortsReversed(Ports),
+    PortsStartOdd(Ports),
+    PortsEndEven(Ports),
+    PortsOverlap { ports: Ports, sip: SocketAddr },
+    CoreAbsent { core: usize, allowed: Vec<usize> },
+    CoresTooMany(usize),
+    CoresBeyondPorts { cores: usize, pairs: usize },
+    NoSessions,
+    SessionsTooMany(usize),
+    FlushTooShort(Duration),
+    Directory { dir: PathBuf, what: &'static str, error: io::Error },
+}
+
+impl Config {
+    pub fn new(args: &RecordArgs, host: &Host<'_>) -> Result<Config, Refusal> {
+        let (sip_udp, sip_tcp) = listeners(&args.sip_udp, &args.sip_tcp)?;
+        let media_ports = media_ports(args.media_ports, &sip_udp)?;
+        let settings = Settings {
+            sip_udp,
+            sip_tcp,
+            media_ip: media_ip(args.media_ip)?,
+            media_ports,
+            port_cooldown: args.port_cooldown,
+            cores: cores(args.cores.as_ref(), &host.cores, pairs(media_ports))?,
+            sessions_max: sessions_max(args.max_sessions)?,
+            format: args.format,
+            flush_interval: flush_interval(args.flush_interval)?,
+            product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
+            // Last, because it leaves a directory behind.
+            dir: directory(&args.dir)?,
+        };
+        let stats_socket = match &args.stats_socket {
+            Some(path) => StatsSocket::Given(path.clone()),
+            None => StatsSocket::Default(default_sockets(host.runtime_dir)),
+        };
+        Ok(Config { settings, drain_timeout: args.drain_timeout, stats_socket })
+    }
+}
+
+/// Where the stats socket is when nobody said, best place first. A recorder under systemd has no `XDG_RUNTIME_DIR`
+/// while the operator who asks it has one: clients look in all of them.
+pub fn default_sockets(runtime_dir: Option<&OsStr>) -> Vec<PathBuf> {
+    // A relative path is to be ignored (XDG Base Directory Specification).
+    let own = runtime_dir.map(Path::new).filter(|dir| dir.is_absolute());
+    own.into_iter().chain([Path::new("/run/sipreel")]).map(|dir| dir.join("sipreel.sock")).collect()
+}
+
+fn listeners(udp: &[Listen], tcp: &[Listen]) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), Refusal> {
+    let (udp, tcp) = (addresses("--sip-udp", udp)?, addresses("--sip-tcp", tcp)?);
+    if udp.is_empty() && tcp.is_empty() {
+        return Err(Refusal::NoListener);
+    }
+    Ok((udp, tcp))
+}
+
+fn addresses(flag: &'static str, typed: &[Listen]) -> Result<Vec<SocketAddr>, Refusal> {
+    let mut addresses = Vec::new();
+    for listen in typed {
+        match *listen {
+            Listen::Off if typed.len() > 1 => return Err(Refusal::OffAndAddress { flag }),
+            Listen::Off => {}
+            Listen::At(address) if address.port() != 0 && addresses.contains(&address) => {
+                return Err(Refusal::ListenTwice { flag, address });
+            }
+            Listen::At(address) => addresses.push(address),
+        }
+    }
+    Ok(addresses)
+}
+
+fn media_ip(ip: Option<IpAddr>) -> Result<Option<IpAddr>, Refusal> {
+    match ip {
+        Some(ip) if ip.is_unspecified() || ip.is_multicast() => Err(Refusal::MediaIp(ip)),
+        ip => Ok(ip),
+    }
+}
+
+fn media_ports(ports: Ports, sip_udp: &[SocketAddr]) -> Result<(u16, u16), Refusal> {
+    let Ports { first, last } = ports;
+    if last <= first {
+        return Err(Refusal::PortsReversed(ports));
+    }
+    if first % 2 == 1 {
+        return Err(Refusal::PortsStartOdd(ports));
+    }
+    if last.is_multiple_of(2) {
+        return Err(Refusal::PortsEndEven(ports));
+    }
+    match sip_udp.iter().find(|sip| (first..=last).contains(&sip.port())) {
+        Some(&sip) => Err(Refusal::PortsOverlap { ports, sip }),
+        None => Ok((first, last)),
+    }
+}
+
+fn pairs((first, last): (u16, u16)) -> usize {
+    (usize::from(last) - usize::from(first)).div_ceil(2)
+}
+
+/// Every core gets its share of the ports, so there are never more cores than pairs.
+fn cores(typed: Option<&Cores>, allowed: &[usize], pairs: usize) -> Result<Vec<usize>, Refusal> {
+    let Some(Cores(cores)) = typed else {
+        return Ok(allowed.iter().copied().take(REACTORS_MAX.min(pairs)).collect());
+    };
+    if let Some(&core) = cores.iter().find(|core| !allowed.contains(core)) {
+        return Err(Refusal::CoreAbsent { core, allowed: allowed.to_vec() });
+    }
+    if cores.len() > REACTORS_MAX {
+        return Err(Refusal::CoresTooMany(cores.len()));
+    }
+    if cores.len() > pairs {
+        return Err(Refusal::CoresBeyondPorts { cores: cores.len(), pairs });
+    }
+    Ok(cores.clone())
+}
+
+fn sessions_max(typed: Option<usize>) -> Result<Option<usize>, Refusal> {
+    match typed {
+        Some(0) => Err(Refusal::NoSessions),
+        Some(n) if n > SESSIONS_MAX => Err(Refusal::SessionsTooMany(n)),
+        typed => Ok(typed),
+    }
+}
+
+fn flush_interval(typed: Duration) -> Result<Duration, Refusal> {
+    if typed < TICK { Err(Refusal::FlushTooShort(typed)) } else { Ok(typed) }
+}
+
+/// Makes the directory if it is missing, and proves with a file that recordings can be written there.
+fn directory(dir: &Path) -> Result<PathBuf, Refusal> {
+    let refuse = |what| move |error| Refusal::Directory { dir: dir.to_path_buf(), what, error };
+    fs::create_dir_all(dir).map_err(refuse("be made"))?;
+    let dir = fs::canonicalize(dir).map_err(refuse("be opened"))?;
+    let probe = dir.join(format!(".sipreel-probe-{}", std::process::id()));
+    fs::write(&probe, b"sipreel").map_err(refuse("be written"))?;
+    fs::remove_file(&probe).map_err(refuse("be written"))?;
+    Ok(dir)
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NoListener => write!(
+                f,
+                "--sip-udp none and --sip-tcp none leave nothing to listen on: give one of them an address"
+            ),
+            Refusal::OffAndAddress { flag } => {
+                write!(f, "{flag} has both an address and none: take one of the two out")
+            }
+            Refusal::ListenTwice { flag, address } => write!(f, "{flag} has {address} twice: take one out"),
+            Refusal::MediaIp(ip) => write!(
+                f,
+                "--media-ip {ip} is not an address that an SRC can send to: give one address of this host, or leave the flag out"
+            ),
+            Refusal::PortsReversed(ports) => write!(
+                f,
+                "--media-ports {ports} holds no pair of RTP and RTCP port: write the lower port first, and at least two"
+            ),
+            Refusal::PortsStartOdd(ports) => write!(
+                f,
+                "--media-ports {ports} starts at an odd port, and RTP takes the even one of each pair: start at {}",
+                ports.first.wrapping_add(1)
+            ),
+            Refusal::PortsEndEven(ports) => write!(
+                f,
+                "--media-ports {ports} ends at an even port, which leaves its RTCP port out: end at {}",
+                ports.last + 1
+            ),
+            Refusal::PortsOverlap { ports, sip } => {
+                write!(f, "--sip-udp {sip} lies inside --media-ports {ports}: move one of the two")
+            }
+            Refusal::CoreAbsent { core, allowed } => write!(
+                f,
+                "--cores names CPU {core}, and this process may use only {}: choose among these",
+                Listed(allowed)
+            ),
+            Refusal::CoresTooMany(n) => {
+                write!(f, "--cores names {n} CPUs, and sipreel uses at most {REACTORS_MAX}: name fewer")
+            }
+            Refusal::CoresBeyondPorts { cores, pairs } => write!(
+                f,
+                "--cores names {cores} CPUs, and --media-ports holds only {pairs} port pairs: widen the range or name fewer"
+            ),
+            Refusal::NoSessions => {
+                write!(f, "--max-sessions 0 would refuse every call: give at least 1, or leave the flag out")
+            }
+            Refusal::SessionsTooMany(n) => write!(
+                f,
+                "--max-sessions {n} is above the {SESSIONS_MAX} that one recorder can hold: give a smaller number"
+            ),
+            Refusal::FlushTooShort(typed) => write!(
+                f,
+                "--flush-interval {} ms is shorter than the {} ms at which recordings are looked at: give at least that",
+                typed.as_millis(),
+                TICK.as_millis()
+            ),
+            Refusal::Directory { dir, what, error } => write!(
+                f,
+                "--dir {} cannot {what} ({error}): give a directory that this user can write",
+                dir.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+/// Ascending numbers the way `--cores` takes them: `0-3,6`.
+pub struct Listed<'a>(pub &'a [usize]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let runs = self.0.chunk_by(|a, b| a + 1 == *b);
+        for (i, run) in runs.enumerate() {
+            let comma = if i > 0 { "," } else { "" };
+            match run {
+                [one] => write!(f, "{comma}{one}")?,
+                run => write!(f, "{comma}{}-{}", run[0], run[run.len() - 1])?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shell::cli::{Cli, Command};
+    use clap::Parser;
+
+    fn config(flags: &str) -> Result<Config, Refusal> {
+        let dir = tempfile::tempdir().unwrap();
+        let dir_flag = format!("--dir={}", dir.path().join("recordings").display());
+        let argv = ["sipreel", "record", &dir_flag].into_iter().chain(flags.split_whitespace());
+        let Command::Record(args) = Cli::try_parse_from(argv).unwrap().command else { panic!("not record") };
+        Config::new(&args, &Host { cores: vec![0, 1, 2, 3, 6], runtime_dir: None })
+    }
+
+    /// The refusal of these flags: one sentence that says what to change, and so begins with a flag.
+    fn refusal(flags: &str) -> Refusal {
+        let refusal = config(flags).expect_err(flags);
+        let sentence = refusal.to_string();
+        assert!(
+            sentence.starts_with("--") && sentence.contains(": ") && !sentence.contains('\n'),
+            "{sentence}"
+        );
+        refusal
+    }
+
+    #[test]
+    fn defaults_are_accepted() {
+        let config = config("").unwrap();
+        assert_eq!(config.settings.media_ports, (20_000, 39_999));
+        assert_eq!(config.settings.cores, [0, 1, 2, 3, 6]);
+        assert_eq!(config.settings.sip_udp, ["0.0.0.0:5060".parse().unwrap()]);
+        assert!(config.settings.dir.is_absolute());
+        assert!(config.settings.product.starts_with("sipreel/"));
+    }
+
+    #[test]
+    fn no_listener_at_all() {
+        assert!(matches!(refusal("--sip-udp none --sip-tcp none"), Refusal::NoListener));
+        assert!(config("--sip-udp none").is_ok() && config("--sip-tcp none").is_ok());
+    }
+
+    #[test]
+    fn off_beside_an_address() {
+        assert!(matches!(
+            refusal("--sip-udp none --sip-udp 127.0.0.1"),
+            Refusal::OffAndAddress { flag: "--sip-udp" }
+        ));
+        assert!(matches!(
+            refusal("--sip-tcp none --sip-tcp none"),
+            Refusal::OffAndAddress { flag: "--sip-tcp" }
+        ));
+    }
+
+    #[test]
+    fn one_address_twice() {
+        assert!(matches!(refusal("--sip-tcp [::]:5060 --sip-tcp [::]:5060"), Refusal::ListenTwice { .. }));
+        assert!(
+            config("--sip-tcp 127.0.0.1:0 --sip-tcp 127.0.0.1:0").is_ok(),
+            "port 0 is a new port each time"
+        );
+    }
+
+    #[test]
+    fn media_ip_that_nobody_can_send_to() {
+        for ip in ["0.0.0.0", "::", "239.0.0.1"] {
+            assert!(matches!(refusal(&format!("--media-ip {ip}")), Refusal::MediaIp(_)));
+        }
+        assert!(config("--media-ip 192.0.2.7").is_ok(), "behind a NAT it is no address of this host");
+    }
+
+    #[test]
+    fn media_ports_that_hold_no_pairs() {
+        assert!(matches!(refusal("--media-ports 20000-20000"), Refusal::PortsReversed(_)));
+        assert!(matches!(refusal("--media-ports 30000-20000"), Refusal::PortsReversed(_)));
+        assert!(refusal("--media-ports 20001-20005").to_string().ends_with("start at 20002"));
+        assert!(refusal("--media-ports 20000-20010").to_string().ends_with("end at 20011"));
+        assert_eq!(config("--media-ports 65534-65535").unwrap().settings.media_ports, (65_534, 65_535));
+    }
+
+    #[test]
+    fn sip_port_inside_the_media_ports() {
+        assert!(matches!(refusal("--sip-udp 127.0.0.1:20010"), Refusal::PortsOverlap { .. }));
+        assert!(matches!(refusal("--media-ports 5060-5061"), Refusal::PortsOverlap { .. }));
+        assert!(config("--sip-tcp 127.0.0.1:20010").is_ok(), "TCP and UDP ports are apart");
+    }
+
+    #[test]
+    fn cores_outside_the_affinity_mask() {
+        let refusal = refusal("--cores 0-5");
+        assert!(matches!(refusal, Refusal::CoreAbsent { core: 4, .. }));
+        assert!(refusal.to_string().contains("only 0-3,6"), "{refusal}");
+        assert_eq!(config("--cores 6,1").unwrap().settings.cores, [1, 6]);
+    }
+
+    #[test]
+    fn more_cores_than_port_pairs() {
+        assert!(matches!(refusal("--cores 0-2 --media-ports 20000-20003"), Refusal::CoresBeyondPorts { .. }));
+        assert_eq!(config("--media-ports 20000-20003").unwrap().settings.cores, [0, 1], "the default adapts");
+    }
+
+    #[test]
+    fn more_cores_than_reactors() {
+        let many: Vec<usize> = (0..=REACTORS_MAX).collect();
+        let typed = Cores(many.clone());
+        assert!(matches!(cores(Some(&typed), &many, 10_000), Err(Refusal::CoresTooMany(_))));
+        assert_eq!(cores(None, &many, 10_000).unwrap().len(), REACTORS_MAX);
+    }
+
+    #[test]
+    fn session_limits_that_make_no_sense() {
+        assert!(matches!(refusal("--max-sessions 0"), Refusal::NoSessions));
+        assert!(matches!(refusal("--max-sessions 100001"), Refusal::SessionsTooMany(_)));
+        assert_eq!(config("--max-sessions 100000").unwrap().settings.sessions_max, Some(SESSIONS_MAX));
+    }
+
+    #[test]
+    fn flush_interval_that_cannot_be_kept() {
+        assert!(matches!(refusal("--flush-interval 0"), Refusal::FlushTooShort(_)));
+        assert!(matches!(refusal("--flush-interval 99ms"), Refusal::FlushTooShort(_)));
+        assert!(config("--flush-interval 100ms").is_ok());
+    }
+
+    #[test]
+    fn directory_that_cannot_be_used() {
+        for (dir, what) in [("/dev/null/recordings", "be made"), ("/proc", "be written")] {
+            let Err(Refusal::Directory { what: said, .. }) = directory(Path::new(dir)) else {
+                panic!("{dir}")
+            };
+            assert_eq!(said, what);
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(directory(file.path()).unwrap_err().to_string().contains("--dir"));
+    }
+
+    #[test]
+    fn directory_is_made_and_left_clean() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = directory(&parent.path().join("a/b")).unwrap();
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn default_socket_follows_the_runtime_directory() {
+        let system = PathBuf::from("/run/sipreel/sipreel.sock");
+        assert_eq!(default_sockets(None), std::slice::from_ref(&system));
+        assert_eq!(default_sockets(Some(OsStr::new(""))), std::slice::from_ref(&system));
+        assert_eq!(default_sockets(Some(OsStr::new("run"))), std::slice::from_ref(&system));
+        let own = PathBuf::from("/run/user/1000/sipreel.sock");
+        assert_eq!(default_sockets(Some(OsStr::new("/run/user/1000"))), [own, system]);
+    }
+
+    #[test]
+    fn cores_are_listed_as_they_are_typed() {
+        assert_eq!(Listed(&[0, 1, 2, 3, 6, 8, 9]).to_string(), "0-3,6,8-9");
+        assert_eq!(Listed(&[]).to_string(), "");
+    }
+}
