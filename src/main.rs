@@ -11,4 +11,3 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     shell::run(&shell::cli::Cli::parse())
 }
-fn main(){}
