@@ -227,7 +227,10 @@ fn whole_runs_are_whole_in_every_format() {
     ] {
         let report = bench(&Plan { codec, ..plan() }, format).verify();
         assert!(report.is_whole(), "{codec:?} {format}: {report}");
-        assert!(report.counts.found > 3_500 && (format == "raw" || report.counts.rtcp_found > 10), "{report}");
+        assert!(
+            report.counts.found > 3_500 && (format == "raw" || report.counts.rtcp_found > 10),
+            "{report}"
+        );
         assert_eq!((report.recordings, report.runs), (2, 1));
     }
 }
