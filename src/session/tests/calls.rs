@@ -17,7 +17,10 @@ fn a_call_over_udp() {
     assert!(open.streams.iter().all(|stream| stream.ports.reactor == key.reactor));
     assert_eq!(open.signals.len(), 2);
     assert!(open.signals[0].received && !open.signals[1].received);
-    assert_eq!((open.files[0].name.as_str(), &open.files[0].bytes[..]), ("metadata-0001.xml", METADATA.as_bytes()));
+    assert_eq!(
+        (open.files[0].name.as_str(), &open.files[0].bytes[..]),
+        ("metadata-0001.xml", METADATA.as_bytes())
+    );
     let (hour, id) = open.path.rsplit_once('/').unwrap();
     assert_eq!((hour, id.len()), ("2026/11/22/08", 36));
     assert_eq!(r.table.read(key.slot).unwrap().state, table::State::Opening);
@@ -50,7 +53,10 @@ fn a_call_over_udp() {
     assert_eq!(manifest.id, id);
     assert_eq!(manifest.end_cause.as_deref(), Some("bye"));
     assert_eq!(manifest.sip.call_id, "a");
-    assert_eq!((manifest.sip.remote_tag.as_str(), manifest.sip.local_tag.as_str()), ("35e195d2", tag.as_str()));
+    assert_eq!(
+        (manifest.sip.remote_tag.as_str(), manifest.sip.local_tag.as_str()),
+        ("35e195d2", tag.as_str())
+    );
     assert_eq!(manifest.communication_sessions, ["hVpd7YQgRW2nD22h7q60JQ=="]);
     assert_eq!(manifest.participants.len(), 2);
     assert_eq!(manifest.participants[0].name.as_deref(), Some("Bob"));
@@ -202,7 +208,9 @@ fn without_an_ack_the_session_ends_with_our_bye() {
 #[test]
 fn our_bye_follows_a_strict_router() {
     let mut r = Recorder::new(10, 10);
-    let lines = format!("Record-Route: <sip:203.0.113.5:5080>, <sip:p1.example.com;lr>\n{SRC}Content-Type: {MULTIPART}\n");
+    let lines = format!(
+        "Record-Route: <sip:203.0.113.5:5080>, <sip:p1.example.com;lr>\n{SRC}Content-Type: {MULTIPART}\n"
+    );
     let key = opened(&r.udp(invite_with("a", &lines, &multipart(OFFER, METADATA)))).key;
     r.event(Event::Opened { key });
     let out = r.event(Event::Drain { grace: Duration::ZERO });
@@ -210,7 +218,10 @@ fn our_bye_follows_a_strict_router() {
     let bye = text(bytes);
     assert!(bye.starts_with("BYE sip:203.0.113.5:5080 SIP/2.0\r\n"), "{bye}");
     assert_eq!(bye.matches("Route: ").count(), 2, "{bye}");
-    assert!(bye.contains("Route: <sip:p1.example.com;lr>\r\nRoute: <sip:src@198.51.100.1:5070>\r\n"), "{bye}");
+    assert!(
+        bye.contains("Route: <sip:p1.example.com;lr>\r\nRoute: <sip:src@198.51.100.1:5070>\r\n"),
+        "{bye}"
+    );
     assert_eq!(flow.peer.to_string(), "203.0.113.5:5080");
 }
 
@@ -340,7 +351,8 @@ fn metadata_that_cannot_be_understood_is_kept_and_flagged() {
     let out = r.udp(message("BYE", "a", &tag, 2, lines, METADATA));
     assert_eq!(kinds(&out), ["Signal", "File", "Send", "Signal", "Close"]);
     let manifest = manifest(&out);
-    let understood: Vec<_> = manifest.metadata.iter().map(|body| (body.file.as_str(), body.understood)).collect();
+    let understood: Vec<_> =
+        manifest.metadata.iter().map(|body| (body.file.as_str(), body.understood)).collect();
     assert_eq!(understood, [("metadata-0001.xml", false), ("metadata-0002.xml", true)]);
     assert!(manifest.metadata[0].problem.is_some());
     assert_eq!(manifest.participants.len(), 2);
