@@ -17,7 +17,10 @@ fn a_call_over_udp() {
     assert!(open.streams.iter().all(|stream| stream.ports.reactor == key.reactor));
     assert_eq!(open.signals.len(), 2);
     assert!(open.signals[0].received && !open.signals[1].received);
-    assert_eq!((open.files[0].name.as_str(), &open.files[0].bytes[..]), ("metadata-0001.xml", METADATA.as_bytes()));
+    assert_eq!(
+        (open.files[0].name.as_str(), &open.files[0].bytes[..]),
+        ("metadata-0001.xml", METADATA.as_bytes())
+    );
     let (hour, id) = open.path.rsplit_once('/').unwrap();
     assert_eq!((hour, id.len()), ("2026/11/22/08", 36));
     assert_eq!(r.table.read(key.slot).unwrap().state, table::State::Opening);
@@ -50,7 +53,10 @@ fn a_call_over_udp() {
     assert_eq!(manifest.id, id);
     assert_eq!(manifest.end_cause.as_deref(), Some("bye"));
     assert_eq!(manifest.sip.call_id, "a");
-    assert_eq!((manifest.sip.remote_tag.as_str(), manifest.sip.local_tag.as_str()), ("35e195d2", tag.as_str()));
+    assert_eq!(
+        (manifest.sip.remote_tag.as_str(), manifest.sip.local_tag.as_str()),
+        ("35e195d2", tag.as_str())
+    );
     assert_eq!(manifest.communication_sessions, ["hVpd7YQgRW2nD22h7q60JQ=="]);
     assert_eq!(manifest.participants.len(), 2);
     assert_eq!(manifest.participants[0].name.as_deref(), Some("Bob"));
@@ -202,7 +208,9 @@ fn without_an_ack_the_session_ends_with_our_bye() {
 #[test]
 fn our_bye_follows_a_strict_router() {
     let mut r = Recorder::new(10, 10);
-    let lines = format!("Record-Route: <sip:203.0.113.5:5080>, <sip:p1.example.com;lr>\n{SRC}Content-Type: {MULTIPART}\n");
+    let lines = format!(
+        "Record-Route: <sip:203.0.113.5:5080>, <sip:p1.example.com;lr>\n{SRC}Content-Type: {MULTIPART}\n"
+    );
     let key = opened(&r.udp(invite_with("a", &lines, &multipart(OFFER, METADATA)))).key;
     r.event(Event::Opened { key });
     let out = r.event(Event::Drain { grace: Duration::ZERO });
@@ -210,7 +218,10 @@ fn our_bye_follows_a_strict_router() {
     let bye = text(bytes);
     assert!(bye.starts_with("BYE sip:203.0.113.5:5080 SIP/2.0\r\n"), "{bye}");
     assert_eq!(bye.matches("Route: ").count(), 2, "{bye}");
-    assert!(bye.contains("Route: <sip:p1.example.com;lr>\r\nRoute: <sip:src@198.51.100.1:5070>\r\n"), "{bye}");
+    assert!(
+        bye.contains("Route: <sip:p1.example.com;lr>\r\nRoute: <sip:src@198.51.100.1:5070>\r\n"),
+        "{bye}"
+    );
     assert_eq!(flow.peer.to_string(), "203.0.113.5:5080");
 }
 
@@ -277,8 +288,7 @@ fn a_drain_ends_everything() {
     assert_eq!(codes(&r.udp(message("OPTIONS", "o", "", 1, "", ""))), [503]);
     assert!(!r.sessions.drained());
 
-    let (_, tag) = (r.udp(ack_of_failure("d", &to_tag(&Bytes::from(refused)))), ());
-    let _ = tag;
+    r.udp(ack_of_failure("d", &to_tag(&Bytes::from(refused))));
     let out = r.pass(Duration::from_secs(3));
     assert_eq!(kinds(&out), ["Send", "Signal", "Close", "Send", "Signal", "Close", "Send"]);
     let sent = sent(&out);
@@ -340,7 +350,8 @@ fn metadata_that_cannot_be_understood_is_kept_and_flagged() {
     let out = r.udp(message("BYE", "a", &tag, 2, lines, METADATA));
     assert_eq!(kinds(&out), ["Signal", "File", "Send", "Signal", "Close"]);
     let manifest = manifest(&out);
-    let understood: Vec<_> = manifest.metadata.iter().map(|body| (body.file.as_str(), body.understood)).collect();
+    let understood: Vec<_> =
+        manifest.metadata.iter().map(|body| (body.file.as_str(), body.understood)).collect();
     assert_eq!(understood, [("metadata-0001.xml", false), ("metadata-0002.xml", true)]);
     assert!(manifest.metadata[0].problem.is_some());
     assert_eq!(manifest.participants.len(), 2);
@@ -357,4 +368,53 @@ fn labels_that_differ_between_sdp_and_metadata_are_matched_by_order() {
     let tag = to_tag(&sent(&r.event(Event::Opened { key }))[0]);
     let out = r.udp(bye("a", &tag, 2));
     assert_eq!(manifest(&out).streams[0].participants, ["zSfPoSvdSDCmU3A3TRDxAw=="]);
+}
+
+#[test]
+fn metadata_in_the_ack() {
+    let mut r = Recorder::new(4, 4);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let key = opened(&r.udp(invite_with("a", &lines, &crlf(OFFER)))).key;
+    let tag = to_tag(&sent(&r.event(Event::Opened { key }))[0]);
+    let ack = message("ACK", "a", &tag, 1, "Content-Type: application/rs-metadata\n", METADATA);
+    assert_eq!(kinds(&r.udp(ack.clone())), ["Signal", "File"]);
+    assert_eq!(kinds(&r.udp(ack)), ["Signal"], "once");
+    let out = r.udp(bye("a", &tag, 2));
+    assert_eq!(manifest(&out).streams[0].participants, ["zSfPoSvdSDCmU3A3TRDxAw=="]);
+}
+
+#[test]
+fn who_has_left_stays_in_the_manifest() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    let transferred = METADATA.replace("srfBElmCRp2QB23b7Mpk0w==", "third").replace("Bob", "Carol");
+    let lines = format!("{SRC}Content-Type: {MULTIPART}\n");
+    r.udp(message("INVITE", "a", &tag, 2, &lines, &multipart(OFFER, &transferred)));
+    r.udp(ack("a", &tag, 2));
+    let out = r.udp(bye("a", &tag, 3));
+    let manifest = manifest(&out);
+    let names: Vec<_> = manifest.participants.iter().filter_map(|p| p.name.as_deref()).collect();
+    assert_eq!(names, ["Bob", "Carol"]);
+    assert_eq!(manifest.streams[1].participants, ["srfBElmCRp2QB23b7Mpk0w==", "third"]);
+    assert_eq!(manifest.metadata.len(), 2);
+}
+
+#[test]
+fn a_session_on_ipv6() {
+    let mut r = Recorder::new(4, 4);
+    let flow = Flow {
+        local: "[2001:db8::10]:5060".parse().unwrap(),
+        peer: "[2001:db8::1]:5070".parse().unwrap(),
+        ..udp()
+    };
+    let out = r.receive(flow, invite("a"));
+    assert_eq!(opened(&out).streams[0].address.to_string(), "2001:db8::10");
+    let key = opened(&out).key;
+    let ok = only(&r.event(Event::Opened { key }));
+    assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@[2001:db8::10]:5060>;+sip.srs"));
+    assert!(body(&ok).contains("c=IN IP6 2001:db8::10\r\n"), "{ok}");
+    // The Contact of the SRC is an IPv4 address, which this listener cannot reach.
+    let out = r.event(Event::Drain { grace: Duration::ZERO });
+    let Command::Send { flow: bye, .. } = &out[0] else { panic!("{out:?}") };
+    assert_eq!(bye.peer, flow.peer);
 }

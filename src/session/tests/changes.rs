@@ -44,10 +44,14 @@ fn hold_and_resume() {
     r.udp(ack("a", &tag, 2));
     let resumed = only(&r.udp(reinvite("a", &tag, 3, OFFER)));
     assert_eq!(body(&resumed).matches("a=recvonly").count(), 2);
-    assert_eq!((version(body(&resumed)), origin_id(body(&resumed))), ("3".to_owned(), origin_id(body(&held))));
+    assert_eq!(
+        (version(body(&resumed)), origin_id(body(&resumed))),
+        ("3".to_owned(), origin_id(body(&held)))
+    );
     // Hold in the old way (RFC 3264 §8.4).
     r.udp(ack("a", &tag, 3));
-    let held = only(&r.udp(reinvite("a", &tag, 4, &OFFER.replace("c=IN IP4 198.51.100.1", "c=IN IP4 0.0.0.0"))));
+    let held =
+        only(&r.udp(reinvite("a", &tag, 4, &OFFER.replace("c=IN IP4 198.51.100.1", "c=IN IP4 0.0.0.0"))));
     assert_eq!(m_ports(body(&held)), [20_000, 20_002]);
 }
 
@@ -83,7 +87,8 @@ fn an_m_line_is_added_and_removed() {
     assert_eq!((change(&out).add[0].stream, change(&out).add[0].label.as_str()), (3, "4"));
     r.event(Event::Changed { key });
     let out = r.udp(bye("a", &tag, 5));
-    let lines: Vec<_> = manifest(&out).streams.iter().map(|s| (s.m_line, s.label.as_deref().unwrap())).collect();
+    let lines: Vec<_> =
+        manifest(&out).streams.iter().map(|s| (s.m_line, s.label.as_deref().unwrap())).collect();
     assert_eq!(lines, [(0, "1"), (1, "2"), (2, "3"), (1, "4")]);
     r.event(Event::Closed { key });
     r.assert_whole();

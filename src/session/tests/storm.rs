@@ -22,7 +22,8 @@ fn after_the_storm_everything_is_back() {
         storm.run();
         storm.check();
         established += storm.recorder.counters.total.get();
-        refused.extend(storm.finals.iter().filter(|((_, method), _)| method == "INVITE").map(|(_, code)| *code));
+        refused
+            .extend(storm.finals.iter().filter(|((_, method), _)| method == "INVITE").map(|(_, code)| *code));
     }
     // The storm went where it should: calls were made, and INVITEs got every kind of end.
     assert!(established > 500, "{established}");
@@ -89,7 +90,14 @@ impl Storm {
             let peer = SocketAddr::new([198, 51, 100, 1].into(), 10_000 + number as u16);
             let flow = Flow { peer, ..if reliable { tcp() } else { udp() } };
             let call_id = format!("c{seed}-{number}-");
-            storm.calls.push(Call { call_id, flow, tag: String::new(), cseq: 1, ended: false, waiting: BTreeMap::new() });
+            storm.calls.push(Call {
+                call_id,
+                flow,
+                tag: String::new(),
+                cseq: 1,
+                ended: false,
+                waiting: BTreeMap::new(),
+            });
             let start = storm.rng.random_range(0..20_000);
             storm.later(start, Item::Act(number, Act::Invite));
             if storm.rng.random_bool(0.2) {
@@ -156,7 +164,9 @@ impl Storm {
             }
             Item::ToSrc(number, bytes) => self.src(number, text(&bytes)),
             Item::Act(number, act) => self.act(number, act),
-            Item::Retransmit(number, branch, interval, deadline) => self.retransmit(number, branch, interval, deadline),
+            Item::Retransmit(number, branch, interval, deadline) => {
+                self.retransmit(number, branch, interval, deadline)
+            }
         }
     }
 
@@ -170,7 +180,8 @@ impl Storm {
             Act::Cancel if call.tag.is_empty() => cancel(&call.call_id),
             Act::Reinvite if established => {
                 call.cseq += 1;
-                let third = ["", "m=audio 30000 RTP/AVP 8\n", "m=audio 0 RTP/AVP 8\n"][self.rng.random_range(0..3)];
+                let third =
+                    ["", "m=audio 30000 RTP/AVP 8\n", "m=audio 0 RTP/AVP 8\n"][self.rng.random_range(0..3)];
                 let second = ["22456", "0"][self.rng.random_range(0..2)];
                 let offer = format!("{}{third}", OFFER.replace("22456", second));
                 reinvite(&call.call_id, &call.tag, call.cseq, &offer)
@@ -230,7 +241,8 @@ impl Storm {
         let tag = field(message, "To").unwrap().split_once(";tag=").unwrap().1.to_owned();
         let cseq: u32 = field(message, "CSeq").unwrap().split(' ').next().unwrap().parse().unwrap();
         if code >= 300 {
-            let failed = ack(&call.call_id, &tag, cseq).replace(&format!("ACK{}", 1_000 + cseq), &format!("INVITE{cseq}"));
+            let failed = ack(&call.call_id, &tag, cseq)
+                .replace(&format!("ACK{}", 1_000 + cseq), &format!("INVITE{cseq}"));
             call.ended |= cseq == 1;
             return self.to_recorder(number, &failed);
         }
@@ -279,11 +291,13 @@ impl Storm {
                     self.engine.open(self.recorder.now.mono, &open);
                     let key = open.key;
                     // Now and then longer than anybody waits.
-                    let delay = if self.rng.random_bool(0.03) { 25_000 } else { self.rng.random_range(0..1_500) };
+                    let delay =
+                        if self.rng.random_bool(0.03) { 25_000 } else { self.rng.random_range(0..1_500) };
                     let errno = [28, 13][self.rng.random_range(0..2)];
                     let failure = Failure { what: "open file", path: String::new(), errno };
                     let fails = self.rng.random_bool(0.1);
-                    let event = if fails { Event::OpenFailed { key, failure } } else { Event::Opened { key } };
+                    let event =
+                        if fails { Event::OpenFailed { key, failure } } else { Event::Opened { key } };
                     self.later(delay, Item::Engine(event));
                 }
                 Command::Change(change) => {
@@ -291,7 +305,8 @@ impl Storm {
                     let key = change.key;
                     let failure = Failure { what: "open file", path: String::new(), errno: 28 };
                     let fails = self.rng.random_bool(0.2);
-                    let event = if fails { Event::ChangeFailed { key, failure } } else { Event::Changed { key } };
+                    let event =
+                        if fails { Event::ChangeFailed { key, failure } } else { Event::Changed { key } };
                     let delay = self.rng.random_range(0..800);
                     self.later(delay, Item::Engine(event));
                 }
@@ -353,13 +368,13 @@ fn transaction(message: &str) -> (String, String) {
 /// What the engine may rely on.
 #[derive(Default)]
 struct Engine {
-    recordings: BTreeMap<(u32, u32), Open_>,
+    recordings: BTreeMap<(u32, u32), EngineRecording>,
     /// When each RTP port was let go.
     rested: BTreeMap<u16, Mono>,
 }
 
 #[derive(Debug, Default)]
-struct Open_ {
+struct EngineRecording {
     opened: bool,
     closed: bool,
     /// Port of each stream; and what a change under way will add and remove.
@@ -374,7 +389,7 @@ fn id(key: RecordingKey) -> (u32, u32) {
 impl Engine {
     fn open(&mut self, now: Mono, open: &Open) {
         assert!(!self.recordings.keys().any(|(slot, _)| *slot == open.key.slot), "slot in use");
-        let mut recording = Open_::default();
+        let mut recording = EngineRecording::default();
         for stream in &open.streams {
             self.assert_free(now, open.key, stream);
             recording.ports.insert(stream.stream, stream.ports.rtp);
@@ -408,9 +423,12 @@ impl Engine {
     fn assert_free(&self, now: Mono, key: RecordingKey, stream: &OpenStream) {
         let port = stream.ports.rtp;
         assert_eq!(stream.ports.reactor, key.reactor);
-        let taken = |open: &Open_| open.ports.values().any(|used| *used == port);
+        let taken = |open: &EngineRecording| open.ports.values().any(|used| *used == port);
         assert!(!self.recordings.values().any(taken), "port {port} is in use");
-        assert!(self.rested.get(&port).is_none_or(|since| now.since(*since) >= COOLDOWN), "port {port} is still warm");
+        assert!(
+            self.rested.get(&port).is_none_or(|since| now.since(*since) >= COOLDOWN),
+            "port {port} is still warm"
+        );
     }
 
     /// What the engine reports, it has done.
@@ -420,13 +438,20 @@ impl Engine {
             Event::OpenFailed { key, .. } | Event::Closed { key } => {
                 let recording = self.recordings.remove(&id(*key)).unwrap();
                 let changing = recording.changing.map(|(added, _)| added).unwrap_or_default();
-                self.rested.extend(recording.ports.into_values().chain(changing.into_values()).map(|port| (port, now)));
+                self.rested.extend(
+                    recording.ports.into_values().chain(changing.into_values()).map(|port| (port, now)),
+                );
             }
             Event::Changed { key } => {
                 let Some(recording) = self.recordings.get_mut(&id(*key)) else { return };
                 let Some((added, removed)) = recording.changing.take() else { return };
                 recording.ports.extend(added);
-                self.rested.extend(removed.iter().filter_map(|stream| recording.ports.remove(stream)).map(|port| (port, now)));
+                self.rested.extend(
+                    removed
+                        .iter()
+                        .filter_map(|stream| recording.ports.remove(stream))
+                        .map(|port| (port, now)),
+                );
             }
             Event::ChangeFailed { key, .. } => {
                 let Some(recording) = self.recordings.get_mut(&id(*key)) else { return };
