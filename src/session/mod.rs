@@ -206,6 +206,8 @@ pub struct OpenStream {
     pub ports: PortPair,
     /// The address that the answer gave: the destination address of its packets.
     pub address: IpAddr,
+    /// The a=label, made fit for a file name (letters, digits, `-`, `_`, at most 64 and a number) and unlike that of every
+    /// other stream of the recording; `stream-<index>` when there is none.
     pub label: String,
     /// All codecs answered, the preferred one first. Raw files are laid out for the first that is not telephone-event.
     pub codecs: Vec<Codec>,
@@ -213,7 +215,7 @@ pub struct OpenStream {
     pub rtcp_mux: bool,
 }
 
-/// Streams that a re-INVITE added or ended.
+/// Streams that a re-INVITE added or ended. One at a time: the next comes after `Changed` or `ChangeFailed`.
 #[derive(Debug)]
 pub struct Change {
     pub key: RecordingKey,
@@ -238,7 +240,8 @@ pub struct SmallFile {
     pub bytes: Bytes,
 }
 
-/// End the recording. The engine adds to the manifest what it knows: stream figures, files, hashes.
+/// End the recording. It comes after `Opened` only, but perhaps while a `Change` is under way, whose answer may then be left
+/// out. The ports of all streams are used until `Closed`. The engine adds to the manifest what it knows: stream figures, files, hashes.
 #[derive(Debug)]
 pub struct Close {
     pub key: RecordingKey,

@@ -288,8 +288,7 @@ fn a_drain_ends_everything() {
     assert_eq!(codes(&r.udp(message("OPTIONS", "o", "", 1, "", ""))), [503]);
     assert!(!r.sessions.drained());
 
-    let (_, tag) = (r.udp(ack_of_failure("d", &to_tag(&Bytes::from(refused)))), ());
-    let _ = tag;
+    r.udp(ack_of_failure("d", &to_tag(&Bytes::from(refused))));
     let out = r.pass(Duration::from_secs(3));
     assert_eq!(kinds(&out), ["Send", "Signal", "Close", "Send", "Signal", "Close", "Send"]);
     let sent = sent(&out);
@@ -369,4 +368,53 @@ fn labels_that_differ_between_sdp_and_metadata_are_matched_by_order() {
     let tag = to_tag(&sent(&r.event(Event::Opened { key }))[0]);
     let out = r.udp(bye("a", &tag, 2));
     assert_eq!(manifest(&out).streams[0].participants, ["zSfPoSvdSDCmU3A3TRDxAw=="]);
+}
+
+#[test]
+fn metadata_in_the_ack() {
+    let mut r = Recorder::new(4, 4);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let key = opened(&r.udp(invite_with("a", &lines, &crlf(OFFER)))).key;
+    let tag = to_tag(&sent(&r.event(Event::Opened { key }))[0]);
+    let ack = message("ACK", "a", &tag, 1, "Content-Type: application/rs-metadata\n", METADATA);
+    assert_eq!(kinds(&r.udp(ack.clone())), ["Signal", "File"]);
+    assert_eq!(kinds(&r.udp(ack)), ["Signal"], "once");
+    let out = r.udp(bye("a", &tag, 2));
+    assert_eq!(manifest(&out).streams[0].participants, ["zSfPoSvdSDCmU3A3TRDxAw=="]);
+}
+
+#[test]
+fn who_has_left_stays_in_the_manifest() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    let transferred = METADATA.replace("srfBElmCRp2QB23b7Mpk0w==", "third").replace("Bob", "Carol");
+    let lines = format!("{SRC}Content-Type: {MULTIPART}\n");
+    r.udp(message("INVITE", "a", &tag, 2, &lines, &multipart(OFFER, &transferred)));
+    r.udp(ack("a", &tag, 2));
+    let out = r.udp(bye("a", &tag, 3));
+    let manifest = manifest(&out);
+    let names: Vec<_> = manifest.participants.iter().filter_map(|p| p.name.as_deref()).collect();
+    assert_eq!(names, ["Bob", "Carol"]);
+    assert_eq!(manifest.streams[1].participants, ["srfBElmCRp2QB23b7Mpk0w==", "third"]);
+    assert_eq!(manifest.metadata.len(), 2);
+}
+
+#[test]
+fn a_session_on_ipv6() {
+    let mut r = Recorder::new(4, 4);
+    let flow = Flow {
+        local: "[2001:db8::10]:5060".parse().unwrap(),
+        peer: "[2001:db8::1]:5070".parse().unwrap(),
+        ..udp()
+    };
+    let out = r.receive(flow, invite("a"));
+    assert_eq!(opened(&out).streams[0].address.to_string(), "2001:db8::10");
+    let key = opened(&out).key;
+    let ok = only(&r.event(Event::Opened { key }));
+    assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@[2001:db8::10]:5060>;+sip.srs"));
+    assert!(body(&ok).contains("c=IN IP6 2001:db8::10\r\n"), "{ok}");
+    // The Contact of the SRC is an IPv4 address, which this listener cannot reach.
+    let out = r.event(Event::Drain { grace: Duration::ZERO });
+    let Command::Send { flow: bye, .. } = &out[0] else { panic!("{out:?}") };
+    assert_eq!(bye.peer, flow.peer);
 }

@@ -368,13 +368,13 @@ fn transaction(message: &str) -> (String, String) {
 /// What the engine may rely on.
 #[derive(Default)]
 struct Engine {
-    recordings: BTreeMap<(u32, u32), Open_>,
+    recordings: BTreeMap<(u32, u32), EngineRecording>,
     /// When each RTP port was let go.
     rested: BTreeMap<u16, Mono>,
 }
 
 #[derive(Debug, Default)]
-struct Open_ {
+struct EngineRecording {
     opened: bool,
     closed: bool,
     /// Port of each stream; and what a change under way will add and remove.
@@ -389,7 +389,7 @@ fn id(key: RecordingKey) -> (u32, u32) {
 impl Engine {
     fn open(&mut self, now: Mono, open: &Open) {
         assert!(!self.recordings.keys().any(|(slot, _)| *slot == open.key.slot), "slot in use");
-        let mut recording = Open_::default();
+        let mut recording = EngineRecording::default();
         for stream in &open.streams {
             self.assert_free(now, open.key, stream);
             recording.ports.insert(stream.stream, stream.ports.rtp);
@@ -423,7 +423,7 @@ impl Engine {
     fn assert_free(&self, now: Mono, key: RecordingKey, stream: &OpenStream) {
         let port = stream.ports.rtp;
         assert_eq!(stream.ports.reactor, key.reactor);
-        let taken = |open: &Open_| open.ports.values().any(|used| *used == port);
+        let taken = |open: &EngineRecording| open.ports.values().any(|used| *used == port);
         assert!(!self.recordings.values().any(taken), "port {port} is in use");
         assert!(
             self.rested.get(&port).is_none_or(|since| now.since(*since) >= COOLDOWN),
