@@ -242,3 +242,6 @@ fn wait_for_commits(dir: &Path, stale: &HashSet<PathBuf>) {
         std::thread::sleep(COMMIT_POLL);
     }
 }
+
+#[cfg(test)]
+mod tests;

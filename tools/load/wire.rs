@@ -175,7 +175,7 @@ impl Wire {
                 let queued = &mut self.queued[at];
                 queued.attempts += 1;
                 match entry.result() {
-                    len if len == queued.len as i32 && queued.socket % 2 == 0 => flushed.sent += 1,
+                    len if len == queued.len as i32 && queued.socket.is_multiple_of(2) => flushed.sent += 1,
                     len if len == queued.len as i32 => flushed.rtcp_sent += 1,
                     _ if queued.attempts < ATTEMPTS => again.push(at as u32),
                     result => {

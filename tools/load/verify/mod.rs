@@ -198,4 +198,4 @@ fn merge(dir: &Path, examined: Examined, runs: &mut BTreeMap<String, Run>, repor
 }
 
 #[cfg(test)]
-mod tests;
+pub mod tests;

@@ -353,9 +353,11 @@ fn what_is_unfinished_or_unlisted_is_found() {
     assert!(report.findings.iter().any(|finding| finding.ends_with("stray is not in the manifest")));
 }
 
+type Lie = fn(&mut serde_json::Value);
+
 #[test]
 fn every_lie_of_a_manifest_is_found() {
-    let lies: [(&str, fn(&mut serde_json::Value)); 12] = [
+    let lies: [(&str, Lie); 12] = [
         ("state", |m| m["state"] = json!("recording")),
         ("call_id", |m| m["sip"]["call_id"] = json!("x")),
         ("problems", |m| m["problems"] = json!(["x"])),
