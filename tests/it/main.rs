@@ -12,3 +12,4 @@ mod recording;
 mod src;
 
 mod dialog;
+mod sipp;
