@@ -36,7 +36,11 @@ fn main() {
     for round in 0..size.rounds {
         let bare = measure_floor(&size);
         let recorder = measure_recorder(&size);
-        println!("round {}: floor {bare:.0} ns/packet, sipreel {recorder:.0} ns/packet, ratio {:.2}", round + 1, recorder / bare);
+        println!(
+            "round {}: floor {bare:.0} ns/packet, sipreel {recorder:.0} ns/packet, ratio {:.2}",
+            round + 1,
+            recorder / bare
+        );
         figures.0.push(bare);
         figures.1.push(recorder);
     }
@@ -135,7 +139,17 @@ fn measure_recorder(size: &Size) -> f64 {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("stats.sock");
     let mut child = Command::new(env!("CARGO_BIN_EXE_sipreel"))
-        .args(["record", "--cores", "0", "--sip-udp", "127.0.0.1:0", "--sip-tcp", "none", "--log-format", "json"])
+        .args([
+            "record",
+            "--cores",
+            "0",
+            "--sip-udp",
+            "127.0.0.1:0",
+            "--sip-tcp",
+            "none",
+            "--log-format",
+            "json",
+        ])
         .args(["--media-ports", &format!("{PORT_BASE}-{}", usize::from(PORT_BASE) + 2 * size.streams - 1)])
         .arg("--dir")
         .arg(directory.path().join("recordings"))
@@ -159,7 +173,11 @@ fn measure_recorder(size: &Size) -> f64 {
 /// The address in the recorder's `ready` line; its further lines are read and dropped.
 fn ready(child: &mut Child) -> String {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("sip_udp")).expect("the recorder starts");
+    let line = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("sip_udp"))
+        .expect("the recorder starts");
     std::thread::spawn(move || lines.for_each(drop));
     let at = line.find("127.0.0.1:").expect("the bound address is logged");
     line[at..].chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect()
@@ -183,7 +201,9 @@ fn set_up(target: &str, calls: usize) -> Vec<u16> {
         };
         let to = answer.lines().find(|line| line.starts_with("To:")).unwrap();
         socket.send(request("ACK", call, to, "", "").as_bytes()).unwrap();
-        ports.extend(answer.lines().filter_map(|l| l.strip_prefix("m=audio ")?.split(' ').next()?.parse::<u16>().ok()));
+        ports.extend(
+            answer.lines().filter_map(|l| l.strip_prefix("m=audio ")?.split(' ').next()?.parse::<u16>().ok()),
+        );
     }
     assert_eq!(ports.len(), calls * 2);
     ports
@@ -192,7 +212,8 @@ fn set_up(target: &str, calls: usize) -> Vec<u16> {
 fn invite(call: usize) -> String {
     let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
                m=audio 9 RTP/AVP 0\r\na=sendonly\r\na=label:1\r\nm=audio 11 RTP/AVP 0\r\na=sendonly\r\na=label:2\r\n";
-    let extra = "Contact: <sip:src@127.0.0.1>;+sip.src\r\nRequire: siprec\r\nContent-Type: application/sdp\r\n";
+    let extra =
+        "Contact: <sip:src@127.0.0.1>;+sip.src\r\nRequire: siprec\r\nContent-Type: application/sdp\r\n";
     request("INVITE", call, "To: <sip:srs@127.0.0.1>", extra, sdp)
 }
 
@@ -264,7 +285,10 @@ impl Sender {
             packet[8..12].copy_from_slice(&(index as u32 + 1).to_be_bytes());
             packet
         };
-        Sender { addresses: ports.iter().map(address).collect(), packets: (0..ports.len()).map(packet).collect() }
+        Sender {
+            addresses: ports.iter().map(address).collect(),
+            packets: (0..ports.len()).map(packet).collect(),
+        }
     }
 
     fn send(&mut self, socket: &UdpSocket, from: usize, sequence: u16) {
@@ -285,7 +309,12 @@ impl Sender {
             }
             let mut done = 0;
             while done < to - from {
-                let n = libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr().add(done), (to - from - done) as u32, 0);
+                let n = libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    messages.as_mut_ptr().add(done),
+                    (to - from - done) as u32,
+                    0,
+                );
                 assert!(n > 0, "{}", std::io::Error::last_os_error());
                 done += n as usize;
             }

@@ -151,7 +151,8 @@ impl Call {
         assert!(answer.starts_with("SIP/2.0 200"), "{answer}");
         let to = answer.lines().find(|line| line.starts_with("To:")).unwrap();
         socket.send(format!("{}Content-Length: 0\r\n\r\n", head("ACK", to)).as_bytes()).unwrap();
-        let port = answer.lines().find_map(|line| line.strip_prefix("m=audio ")?.split(' ').next()?.parse().ok());
+        let port =
+            answer.lines().find_map(|line| line.strip_prefix("m=audio ")?.split(' ').next()?.parse().ok());
         Call { media: UdpSocket::bind("127.0.0.1:0").unwrap(), port: port.unwrap() }
     }
 

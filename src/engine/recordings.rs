@@ -69,15 +69,30 @@ struct LiveStream {
     kernel_dropped: u64,
 }
 
+impl LiveStream {
+    /// RTP, RTCP.
+    fn sockets(&self) -> [u32; 2] {
+        let first = u32::from(self.ports.index) * 2;
+        [first, first + 1]
+    }
+}
+
 enum Stage {
     Opening,
     Active,
-    /// The dialog is over; what was on its way still comes in until the time given.
-    Lingering(Mono, Box<Manifest>),
+    /// The dialog is over; what was on its way still comes in.
+    Lingering(Linger, Box<Manifest>),
     /// Ports silent, last blocks on their way.
     Flushing(Box<Manifest>),
     /// Cancelled while it was being opened.
     Cancelled,
+}
+
+struct Linger {
+    /// When the ports are looked at next: if nothing waits in them, they fall silent.
+    until: Mono,
+    /// When they do in any case.
+    latest: Mono,
 }
 
 pub struct Recordings {
@@ -384,7 +399,11 @@ impl Recordings {
             (_, Stage::Opening) => live.stage = Stage::Cancelled,
             // A recording that was established is never thrown away, so it ends with a manifest.
             (Some(manifest), Stage::Active) => {
-                live.stage = Stage::Lingering(now.mono + limits::CLOSE_LINGER, manifest);
+                let linger = Linger {
+                    until: now.mono + limits::CLOSE_LINGER,
+                    latest: now.mono + limits::CLOSE_LINGER_MAX,
+                };
+                live.stage = Stage::Lingering(linger, manifest);
                 self.ending.push(key.slot);
             }
             _ => {}
@@ -422,18 +441,17 @@ impl Recordings {
         events: &mut Vec<Event>,
     ) -> io::Result<bool> {
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
-        if matches!(live.stage, Stage::Lingering(until, _) if now.mono >= until) {
-            let Stage::Lingering(_, manifest) = std::mem::replace(&mut live.stage, Stage::Opening) else {
+        if let Stage::Lingering(linger, _) = &mut live.stage {
+            if now.mono < linger.until {
                 return Ok(false);
-            };
-            live.stage = Stage::Flushing(manifest);
-            for stream in 0..live.streams.len() {
-                self.silence(sockets, slot, stream);
             }
-            if let Some(live) = self.live[slot as usize].as_mut() {
-                live.media.flush(&mut self.writes);
+            let waits =
+                |stream: &LiveStream| stream.sockets().into_iter().any(|socket| sockets.waiting(socket));
+            if now.mono < linger.latest && live.streams.iter().any(waits) {
+                linger.until = now.mono + limits::CLOSE_LINGER;
+                return Ok(false);
             }
-            self.write(ring, slot, now.mono, true)?;
+            self.fall_silent(ring, sockets, slot, now)?;
         }
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
         let idle = live.files.iter().all(|&file| self.files.idle(file));
@@ -449,6 +467,19 @@ impl Recordings {
         }
         events.push(Event::Closed { key });
         Ok(true)
+    }
+
+    /// From lingering to flushing: the last blocks are sent off.
+    fn fall_silent(&mut self, ring: &mut Ring, sockets: &mut Sockets, slot: u32, now: Now) -> io::Result<()> {
+        let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
+        (0..streams).for_each(|stream| self.silence(sockets, slot, stream));
+        let Some(live) = self.live[slot as usize].as_mut() else { return Ok(()) };
+        live.media.flush(&mut self.writes);
+        live.stage = match std::mem::replace(&mut live.stage, Stage::Cancelled) {
+            Stage::Lingering(_, manifest) => Stage::Flushing(manifest),
+            other => other,
+        };
+        self.write(ring, slot, now.mono, true)
     }
 
     /// A write has completed.
@@ -540,7 +571,7 @@ impl Recordings {
         else {
             return;
         };
-        for socket in [u32::from(stream.ports.index) * 2, u32::from(stream.ports.index) * 2 + 1] {
+        for socket in stream.sockets() {
             let port = self.ports[socket as usize];
             if port.state == PortState::Open && port.recording == slot {
                 let drops = u64::from(sockets.new_drops(socket));

@@ -118,7 +118,6 @@ impl Clients {
         self.unanswered
     }
 
-
     fn arm(&mut self, number: u64) {
         if let Some(client) = self.clients.get_mut(&number) {
             let at = client.retransmit.map_or(client.ends, |(at, _)| at.min(client.ends));

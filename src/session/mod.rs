@@ -27,9 +27,9 @@ mod transaction;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
