@@ -445,8 +445,14 @@ impl Recordings {
             if now.mono < linger.until {
                 return Ok(false);
             }
-            let waits =
-                |stream: &LiveStream| stream.sockets().into_iter().any(|socket| sockets.waiting(socket));
+            let ports = &self.ports;
+            let ours = |socket: &u32| {
+                let port = &ports[*socket as usize];
+                port.recording == slot && port.state == PortState::Open
+            };
+            let waits = |stream: &LiveStream| {
+                stream.sockets().into_iter().filter(ours).any(|socket| sockets.waiting(socket))
+            };
             if now.mono < linger.latest && live.streams.iter().any(waits) {
                 linger.until = now.mono + limits::CLOSE_LINGER;
                 return Ok(false);

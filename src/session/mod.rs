@@ -22,6 +22,8 @@ mod send;
 pub mod seqlock;
 mod slots;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod transaction;
 

@@ -72,12 +72,14 @@ impl Codec {
         }
     }
 
-    /// What fills gaps of a raw file.
+    /// What fills gaps of a raw file. That of G.722 has the smallest step in both bands (ITU-T G.722, tables 9 and 14).
     pub fn silence(self) -> u8 {
         match self {
             Codec::Pcmu => 0xff,
             Codec::Pcma => 0xd5,
-            Codec::G722 | Codec::Opus => 0,
+            Codec::G722 => 0xfd,
+            // Its files are rtpdump.
+            Codec::Opus => 0,
         }
     }
 

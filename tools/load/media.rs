@@ -18,6 +18,8 @@ use super::wire::{Flushed, Sources, Wire};
 
 /// Slots of the wheel lie this far apart: the grid on which packets leave.
 const SLOT: Duration = Duration::from_micros(500);
+/// Ticks that may be slept through when no stream is due: how long a new call waits at most.
+const IDLE_TICKS: u64 = 10;
 /// Lateness is told apart up to a minute, in nanoseconds.
 const LATENESS_MAX: u64 = 60_000_000_000;
 
@@ -91,16 +93,15 @@ pub fn run(
     super::wire::sleep_precisely();
     let mut sender = Sender::new(plan, sources, progress.clone(), finished)?;
     let start = clock::now();
-    for tick in 0u64.. {
+    let mut tick = 0;
+    while sender.obey(orders) {
         let due = start + Duration::from_nanos(tick * SLOT.as_nanos() as u64);
         let now = clock::now();
         if now < due {
             std::thread::sleep(due - now);
         }
-        if !sender.obey(orders) {
-            break;
-        }
         sender.tick(tick, due)?;
+        tick += sender.wheel.ticks_to_next(tick);
     }
     Ok(sender.figures())
 }
@@ -282,6 +283,13 @@ impl Wheel {
         self.next = (self.next + self.stride) % self.slots.len();
     }
 
+    /// To the next slot that has streams, or a little on.
+    fn ticks_to_next(&self, tick: u64) -> u64 {
+        let slots = self.slots.len() as u64;
+        let empty = |ahead: &u64| self.slots[((tick + ahead) % slots) as usize].is_empty();
+        (1..=IDLE_TICKS).find(|ahead| !empty(ahead)).unwrap_or(IDLE_TICKS)
+    }
+
     fn take(&mut self, tick: u64) -> Vec<u32> {
         let slots = self.slots.len() as u64;
         std::mem::take(&mut self.slots[(tick % slots) as usize])
@@ -338,6 +346,14 @@ mod tests {
             let fullest = wheel.slots.iter().map(Vec::len).max().unwrap();
             assert_eq!(fullest, (streams as usize).div_ceil(40), "{streams} streams");
         }
+    }
+
+    #[test]
+    fn empty_slots_are_slept_through() {
+        let mut wheel = Wheel::new(20);
+        assert_eq!(wheel.ticks_to_next(0), IDLE_TICKS);
+        wheel.add(0);
+        assert_eq!([wheel.ticks_to_next(0), wheel.ticks_to_next(37), wheel.ticks_to_next(79)], [10, 3, 1]);
     }
 
     #[test]

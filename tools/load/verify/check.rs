@@ -62,19 +62,24 @@ pub struct StreamCheck<'a> {
 
 impl<'a> StreamCheck<'a> {
     pub fn new(plan: &'a Plan, call: u32, stream: u32, turns: u32) -> StreamCheck<'a> {
-        let stream = plan.stream(call, stream);
-        let rtcp_expected = (0..turns).filter(|turn| plan.reports(&stream, *turn)).count() as u64;
-        StreamCheck {
+        let mut check = StreamCheck {
             plan,
-            stream,
+            stream: plan.stream(call, stream),
             turns,
-            counts: Counts { rtcp_expected, ..Counts::default() },
+            counts: Counts::default(),
             counter: Counter::default(),
             bytes: 0,
             seen: vec![0; plan.turns as usize],
             newest: 0,
             scratch: Box::new([0; PACKET_MAX]),
-        }
+        };
+        check.counts.rtcp_expected = check.reports();
+        check
+    }
+
+    /// Sender reports that went with the stream.
+    pub fn reports(&self) -> u64 {
+        (0..self.turns).filter(|turn| self.plan.reports(&self.stream, *turn)).count() as u64
     }
 
     /// One datagram that came to the stream's RTP port.
@@ -148,6 +153,8 @@ impl<'a> StreamCheck<'a> {
             let region = file.get(at..).map(|rest| &rest[..rest.len().min(len)]).unwrap_or_default();
             self.raw_packet(index, region, silence);
         }
+        // Such files hold no RTCP.
+        self.counts.rtcp_expected = 0;
         if file.len() > start + self.plan.turns as usize * len {
             self.counts.unexpected += 1;
         }

@@ -270,7 +270,7 @@ fn compare(stream: &Value, check: &StreamCheck, raw: bool, findings: &mut Vec<St
     if !raw {
         expect("bytes", &stream["bytes"], check.bytes.into());
     }
-    let rtcp = if raw { check.counts.rtcp_expected } else { check.counts.rtcp_found };
+    let rtcp = if raw { check.reports() } else { check.counts.rtcp_found };
     expect("rtcp_packets", &stream["rtcp_packets"], rtcp.into());
     expect("other_packets", &stream["other_packets"], 0.into());
     expect("dropped", &stream["dropped"], 0.into());
