@@ -20,7 +20,10 @@ fn the_answer_has_every_m_line_with_its_label() {
         let media = answer.media();
         let labels: Vec<_> = media.iter().map(|media| media.label.as_deref()).collect();
         assert_eq!(labels, [Some("inbound"), Some("2"), Some("refused")]);
-        assert!(media[..2].iter().all(|media| media.direction == "recvonly" && media.port % 2 == 0), "{media:?}");
+        assert!(
+            media[..2].iter().all(|media| media.direction == "recvonly" && media.port % 2 == 0),
+            "{media:?}"
+        );
         assert_eq!(media[2].port, 0);
         assert_ne!(media[0].port, media[1].port);
         call.ack();
@@ -184,7 +187,8 @@ fn invites_that_are_no_recording_sessions() {
     let plain = refused(&mut call, "Content-Type: application/sdp\r\n", &sdp);
     assert_eq!(plain.code(), 403);
     let siprec = "Require: siprec\r\n";
-    let unknown = refused(&mut call, "Require: siprec, holography\r\nContent-Type: application/sdp\r\n", &sdp);
+    let unknown =
+        refused(&mut call, "Require: siprec, holography\r\nContent-Type: application/sdp\r\n", &sdp);
     assert_eq!((unknown.code(), unknown.header("Unsupported")), (420, Some("holography")));
     let type_unknown = refused(&mut call, &format!("{siprec}Content-Type: image/png\r\n"), "x");
     assert_eq!(type_unknown.code(), 415);

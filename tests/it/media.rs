@@ -124,9 +124,16 @@ pub fn linear(code: u8) -> i16 {
 #[test]
 fn the_law_is_that_of_g711() {
     // Ends, middle and one step of each segment, from table 2a.
-    for (code, value) in
-        [(0xff, 0), (0x7f, 0), (0x80, 32_124), (0x00, -32_124), (0xfe, 8), (0xef, 132), (0xdf, 396), (0x90, 15_996)]
-    {
+    for (code, value) in [
+        (0xff, 0),
+        (0x7f, 0),
+        (0x80, 32_124),
+        (0x00, -32_124),
+        (0xfe, 8),
+        (0xef, 132),
+        (0xdf, 396),
+        (0x90, 15_996),
+    ] {
         assert_eq!(linear(code), value, "{code:#x}");
     }
     assert_eq!(ulaw(32_000), 0x80);

@@ -272,8 +272,10 @@ impl Call {
     pub fn sdp(&self) -> String {
         let ip = self.wire.local().ip();
         let family = if ip.is_ipv4() { "IP4" } else { "IP6" };
-        let mut sdp =
-            format!("v=0\r\no=SRC 1 {} IN {family} {ip}\r\ns=-\r\nc=IN {family} {ip}\r\nt=0 0\r\n", self.cseq);
+        let mut sdp = format!(
+            "v=0\r\no=SRC 1 {} IN {family} {ip}\r\ns=-\r\nc=IN {family} {ip}\r\nt=0 0\r\n",
+            self.cseq
+        );
         for Line { label, port, format, attributes } in &self.lines {
             sdp += &format!("m=audio {port} RTP/AVP {format}\r\n{attributes}a=label:{label}\r\n");
         }
