@@ -80,10 +80,10 @@ impl LiveStream {
 enum Stage {
     Opening,
     Active,
-    /// The dialog is over; what was on its way still comes in.
-    Lingering(Linger, Box<Manifest>),
+    /// The dialog is over; what was on its way still comes in. Without a manifest nothing of it is kept in the end.
+    Lingering(Linger, Option<Box<Manifest>>),
     /// Ports silent, last blocks on their way.
-    Flushing(Box<Manifest>),
+    Flushing(Option<Box<Manifest>>),
     /// Cancelled while it was being opened.
     Cancelled,
 }
@@ -397,12 +397,9 @@ impl Recordings {
         };
         match (manifest, &live.stage) {
             (_, Stage::Opening) => live.stage = Stage::Cancelled,
-            // A recording that was established is never thrown away, so it ends with a manifest.
-            (Some(manifest), Stage::Active) => {
-                let linger = Linger {
-                    until: now.mono + limits::CLOSE_LINGER,
-                    latest: now.mono + limits::CLOSE_LINGER_MAX,
-                };
+            (manifest, Stage::Active) => {
+                let linger =
+                    if manifest.is_some() { Linger::for_the_rest(now.mono) } else { Linger::none(now.mono) };
                 live.stage = Stage::Lingering(linger, manifest);
                 self.ending.push(key.slot);
             }
@@ -466,10 +463,10 @@ impl Recordings {
         }
         let key = live.key;
         if let Some(mut live) = self.take(slot) {
-            let finished = live.finished(&mut self.files, ring)?;
-            if let Some(finished) = finished {
-                self.jobs.send(Job::Commit(Box::new(finished)));
-            }
+            self.jobs.send(match live.finished(&mut self.files, ring)? {
+                Some(finished) => Job::Commit(Box::new(finished)),
+                None => Job::Discard { path: live.path },
+            });
         }
         events.push(Event::Closed { key });
         Ok(true)
@@ -607,6 +604,16 @@ impl Recordings {
     }
 }
 
+impl Linger {
+    fn for_the_rest(now: Mono) -> Linger {
+        Linger { until: now + limits::CLOSE_LINGER, latest: now + limits::CLOSE_LINGER_MAX }
+    }
+
+    fn none(now: Mono) -> Linger {
+        Linger { until: now, latest: now }
+    }
+}
+
 impl Live {
     /// The files that the media plane has and the disk not yet.
     fn new_files(&mut self, now: Now) -> Vec<NewFile> {
@@ -636,7 +643,7 @@ impl Live {
         for (index, &file) in self.files.iter().enumerate() {
             media.push((self.media.file_name(index as u8), files.close(ring, file)?));
         }
-        let Stage::Flushing(manifest) = std::mem::replace(&mut self.stage, Stage::Cancelled) else {
+        let Stage::Flushing(Some(manifest)) = std::mem::replace(&mut self.stage, Stage::Cancelled) else {
             return Ok(None);
         };
         let mut manifest = *manifest;
