@@ -81,8 +81,7 @@ impl Reactor {
             self.sleep()?;
             self.clock.now = cpu::now();
             self.counters.turns.add(1);
-            self.reap()?;
-            self.letters()?;
+            self.turn()?;
             self.due()?;
             self.publish()?;
             if self.clock.stop_at.is_some_and(|at| self.clock.now.mono >= at || self.tcp.idle()) {
@@ -103,8 +102,11 @@ impl Reactor {
         self.ring.wait(least, most)
     }
 
-    fn reap(&mut self) -> io::Result<()> {
+    /// Letters before packets: what led to a packet (a 200 that named its port) was posted before it came, and so it is
+    /// before it in the recording, where a reader needs it to know what the packet is.
+    fn turn(&mut self) -> io::Result<()> {
         let batch = self.ring.reap();
+        self.letters()?;
         if !batch.is_empty() {
             self.batch.record(batch.len() as u64);
         }

@@ -183,10 +183,11 @@ impl Sessions {
         owner: Option<RecordingKey>,
         out: &mut Vec<Command>,
     ) {
-        out.push(Command::Send { flow, bytes: bytes.clone() });
+        // The recording has it before the peer can act on it; the two may be on different reactors.
         if let Some(key) = owner {
-            self.signal(key, Signal { at: now.wall, received: false, flow, bytes }, out);
+            self.signal(key, Signal { at: now.wall, received: false, flow, bytes: bytes.clone() }, out);
         }
+        out.push(Command::Send { flow, bytes });
     }
 
     /// A message of the dialog, for the pcap. While the files are being made it waits; after the end it is too late.

@@ -12,4 +12,9 @@ mod recording;
 mod src;
 
 mod dialog;
+mod formats;
+mod hostile;
+mod disk;
+mod life;
 mod sipp;
+mod stats;

@@ -94,7 +94,9 @@ impl Setup {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Recorder::ready(child, home, dir, stats_socket, self.tmpfs.is_some())
+        let mut recorder = Recorder::ready(child, home, dir, stats_socket, self.tmpfs.is_some());
+        recorder.first_port = ports.split('-').next().unwrap().parse().unwrap();
+        recorder
     }
 }
 
@@ -147,6 +149,7 @@ pub struct Recorder {
     pub udp: SocketAddr,
     pub tcp: SocketAddr,
     pub port_pairs: u64,
+    first_port: u16,
     pub stats_socket: PathBuf,
     log: Arc<Mutex<Vec<Value>>>,
 }
@@ -174,7 +177,7 @@ impl Recorder {
             if mounted { PathBuf::from(format!("/proc/{}/root{}", child.id(), dir.display())) } else { dir };
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut recorder =
-            Recorder { child, home, dir, udp: nowhere, tcp: nowhere, port_pairs: 0, stats_socket, log };
+            Recorder { child, home, dir, udp: nowhere, tcp: nowhere, port_pairs: 0, first_port: 0, stats_socket, log };
         let ready = recorder.logged("ready");
         let address = |field: &str| ready[field].as_str().unwrap().parse().unwrap();
         (recorder.udp, recorder.tcp) = (address("sip_udp"), address("sip_tcp"));
@@ -198,6 +201,11 @@ impl Recorder {
 
     pub fn log(&self) -> Vec<Value> {
         self.log.lock().unwrap().clone()
+    }
+
+    /// The first of its media ports.
+    pub fn first_port(&self) -> u16 {
+        self.first_port
     }
 
     pub fn pid(&self) -> u32 {
@@ -288,12 +296,11 @@ impl Recorder {
         self.committed(1).remove(0)
     }
 
-    /// So many recordings, when they are there and nothing is unfinished.
+    /// So many recordings, when they are there.
     #[track_caller]
     pub fn committed(&self, n: usize) -> Vec<Recording> {
-        eventually(&format!("{n} recordings are committed"), || {
-            (self.parts().is_empty() && self.directories().len() >= n).then_some(())
-        });
+        let whole = || self.directories().iter().filter(|path| path.extension().is_none()).count();
+        eventually(&format!("{n} recordings are committed"), || (whole() >= n).then_some(()));
         let recordings = self.recordings();
         assert_eq!(recordings.len(), n);
         recordings
@@ -320,7 +327,7 @@ impl Recorder {
         eventually("the recorder ends", || self.child.try_wait().unwrap())
     }
 
-    /// Ends it the usual way.
+    /// Ends it the usual way: in good order, and with nothing left unfinished.
     #[track_caller]
     pub fn stop(&mut self) {
         self.signal("TERM");
@@ -328,6 +335,7 @@ impl Recorder {
         assert_eq!(status.code(), Some(0), "{:?}", self.log());
         let errors: Vec<Value> = self.log().into_iter().filter(|line| line["level"] == "ERROR").collect();
         assert!(errors.is_empty(), "{errors:?}");
+        assert!(self.parts().is_empty(), "{:?}", self.parts());
     }
 
     /// Runs a shell command where the recorder's mounts are seen.
