@@ -34,7 +34,7 @@ fn a_disk_that_becomes_unwritable() {
     after.establish();
     after.hang_up();
     recorder.committed(2).remove(1).check_whole();
-    recorder.stop();
+    recorder.stop_after_errors();
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn no_room_for_a_new_recording() {
     call.establish();
     call.hang_up();
     recorder.recording().check_whole();
-    recorder.stop();
+    recorder.stop_after_errors();
 }
 
 /// Everything received is either in the file or counted as lost with its cause; the file stays one that can be read; the
@@ -98,8 +98,9 @@ fn a_disk_that_fills_while_recording() {
     let recording = recorder.recording();
     recording.check_files();
     let problems = recording.manifest["problems"].as_array().unwrap();
-    assert!(problems.iter().any(|problem| problem.as_str().unwrap().contains("call.pcap")), "{problems:?}");
-    assert_eq!(number(recording.stream("1"), "dropped"), lost);
+    for words in ["call.pcap", &format!("{lost} datagrams")] {
+        assert!(problems.iter().any(|problem| problem.as_str().unwrap().contains(words)), "{problems:?}");
+    }
     let written = recording.pcap().payloads_to(ports[0]);
     assert_eq!(written.len() as u64, recorded);
     // What is there is there in order, bit for bit.
@@ -110,6 +111,5 @@ fn a_disk_that_fills_while_recording() {
     assert_eq!(peers::capinfos(&file), recording.pcap().records);
     peers::no_complaint(&file);
     assert_eq!(number(&recorder.stats()["recordings"], "incomplete"), 1);
-    recorder.signal("TERM");
-    assert_eq!(recorder.exit().code(), Some(0));
+    recorder.stop_after_errors();
 }

@@ -247,7 +247,10 @@ fn the_manifest_tells_what_happened() {
     });
     assert_eq!(*stream, expected);
     let steady = recording.stream("2");
-    assert_eq!((&steady["packets"], &steady["lost"], &steady["duplicate"]), (&json!(10), &json!(0), &json!(0)));
+    assert_eq!(
+        (&steady["packets"], &steady["lost"], &steady["duplicate"]),
+        (&json!(10), &json!(0), &json!(0))
+    );
 
     let manifest = &recording.manifest;
     assert_eq!(manifest["version"], 1);
@@ -267,13 +270,15 @@ fn the_manifest_tells_what_happened() {
     };
     assert_eq!(manifest["participants"], json!([participant(1), participant(2)]));
     let invite_at = manifest["metadata"][0]["received"].clone();
-    let body = json!([{"file": "metadata-0001.xml", "received": invite_at, "understood": true, "problem": null}]);
+    let body =
+        json!([{"file": "metadata-0001.xml", "received": invite_at, "understood": true, "problem": null}]);
     assert_eq!(manifest["metadata"], body);
     assert_eq!(recording.read("metadata-0001.xml"), call.metadata.as_bytes());
     let times = [&invite_at, &manifest["start"], &json!(first), &json!(last), &manifest["end"]].map(text);
     // RFC 3339 in UTC sorts as text.
     assert!(times.is_sorted(), "{times:?}");
-    let directory = format!("{}/{}/{}/{}", &times[1][..4], &times[1][5..7], &times[1][8..10], &times[1][11..13]);
+    let directory =
+        format!("{}/{}/{}/{}", &times[1][..4], &times[1][5..7], &times[1][8..10], &times[1][11..13]);
     assert!(recording.path.parent().unwrap().ends_with(directory));
     recorder.stop();
 }
@@ -316,7 +321,8 @@ fn metadata_that_cannot_be_understood_is_kept() {
         )
     };
     let deep = format!("<recording>{}", "<a>".repeat(20_000));
-    let bodies = ["".to_owned(), "no XML at all".into(), "<recording><session></recording>".into(), deep, bomb];
+    let bodies =
+        ["".to_owned(), "no XML at all".into(), "<recording><session></recording>".into(), deep, bomb];
     let patient = Call::tcp(recorder.tcp);
     for (n, metadata) in bodies.iter().enumerate() {
         let mut call = Call::tcp(recorder.tcp);
@@ -367,7 +373,8 @@ fn raw_files_of_other_codecs() {
     call.hang_up();
     let recording = recorder.recording();
     recording.check_whole();
-    let payloads = |leg: &Leg| leg.sent[..5].iter().flat_map(|packet| packet[12..].to_vec()).collect::<Vec<u8>>();
+    let payloads =
+        |leg: &Leg| leg.sent[..5].iter().flat_map(|packet| packet[12..].to_vec()).collect::<Vec<u8>>();
     assert_eq!(recording.read("1.alaw"), payloads(&legs[0]));
     // The second party's first packet has its place by its arrival, some milliseconds after the first party's.
     assert!(recording.read("2.g722").ends_with(&payloads(&legs[1])));
@@ -377,7 +384,8 @@ fn raw_files_of_other_codecs() {
     let mut rest = &dump[line.len() + 16..];
     let mut dumped = Vec::new();
     while !rest.is_empty() {
-        let (record, packet) = (u16::from_be_bytes([rest[0], rest[1]]), u16::from_be_bytes([rest[2], rest[3]]));
+        let (record, packet) =
+            (u16::from_be_bytes([rest[0], rest[1]]), u16::from_be_bytes([rest[2], rest[3]]));
         if packet > 0 {
             dumped.push(rest[8..usize::from(record)].to_vec());
         }

@@ -210,7 +210,12 @@ fn bodies_that_cannot_be_split() {
         ("no part", MULTIPART, "--unique-boundary-7--\r\n".into(), &[400, 415]),
         ("binary SDP", "application/sdp", "\u{0}\u{1}\u{2}".repeat(100), &[488]),
         ("SDP of nothing", "application/sdp", "v=0\r\n".into(), &[488]),
-        ("a million m-lines", "application/sdp", format!("{sdp}{}", "m=audio 9 RTP/AVP 0\r\n".repeat(2_000)), &[488]),
+        (
+            "a million m-lines",
+            "application/sdp",
+            format!("{sdp}{}", "m=audio 9 RTP/AVP 0\r\n".repeat(2_000)),
+            &[488],
+        ),
     ];
     for (what, content_type, body, codes) in cases {
         let mut call = Call::udp(recorder.udp);
@@ -236,8 +241,7 @@ fn the_pool_runs_out_and_is_whole_afterwards() {
     let one = || Call::new(Wire::udp(recorder.udp), recorder.udp, vec![PCMU]);
     for round in 0..2 {
         let mut calls: Vec<Call> = (0..pairs).map(|_| one()).collect();
-        let ports: std::collections::HashSet<u16> =
-            calls.iter_mut().flat_map(Call::establish).collect();
+        let ports: std::collections::HashSet<u16> = calls.iter_mut().flat_map(Call::establish).collect();
         assert_eq!(ports.len(), pairs, "a pair of its own for each");
         let mut more = one();
         let refused = more.invite();

@@ -12,9 +12,10 @@ mod recording;
 mod src;
 
 mod dialog;
+mod disk;
 mod formats;
 mod hostile;
-mod disk;
 mod life;
+mod load;
 mod sipp;
 mod stats;

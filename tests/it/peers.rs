@@ -91,7 +91,8 @@ pub fn capinfos(pcap: &Path) -> usize {
 /// Since 4.2.
 pub fn tshark_reads_rtpdump() -> bool {
     let text = output(Command::new("tshark").arg("--version"));
-    let version = text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap();
+    let version =
+        text.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit())).unwrap();
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     let reads = (numbers.next(), numbers.next()) >= (Some(4), Some(2));
     if !reads {
