@@ -8,6 +8,8 @@ use std::time::Duration;
 pub const SIP_HEAD_MAX: usize = 64 * 1024;
 /// Body of one SIP message: the largest metadata accepted plus SDP and delimiters.
 pub const SIP_BODY_MAX: usize = 512 * 1024;
+/// Bytes of one TCP connection that wait to become messages: the largest message, and the reads that brought its end.
+pub const SIP_BUFFERED_MAX: usize = SIP_HEAD_MAX + SIP_BODY_MAX + 8 * TCP_BUFFER_SIZE;
 /// Header fields in one message, each line of a repeated field counted. The longest seen in the wild has 41.
 pub const SIP_HEADERS_MAX: usize = 128;
 /// Parts of one multipart body: deployed SRCs send two or three.
