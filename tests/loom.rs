@@ -84,7 +84,7 @@ fn the_checker_finds_a_lock_without_fences() {
         };
         let before = cell.0.load(Relaxed);
         let words = (cell.1.load(Relaxed), cell.2.load(Relaxed));
-        if before % 2 == 0 && cell.0.load(Relaxed) == before {
+        if before.is_multiple_of(2) && cell.0.load(Relaxed) == before {
             assert!(words.0 == words.1, "torn");
         }
         writer.join().unwrap();
