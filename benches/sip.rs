@@ -32,7 +32,7 @@ fn invite() -> Vec<u8> {
 
 fn sip(criterion: &mut Criterion) {
     let invite = invite();
-    assert!((2_800..3_300).contains(&invite.len()), "{}", invite.len());
+    assert!((2_500..3_500).contains(&invite.len()), "{} bytes", invite.len());
     let message = Message::parse_datagram(&invite).unwrap();
     let peer = "198.51.100.1:5060".parse().unwrap();
 

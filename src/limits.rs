@@ -8,6 +8,8 @@ use std::time::Duration;
 pub const SIP_HEAD_MAX: usize = 64 * 1024;
 /// Body of one SIP message: the largest metadata accepted plus SDP and delimiters.
 pub const SIP_BODY_MAX: usize = 512 * 1024;
+/// Bytes of one TCP connection that wait to become messages: the largest message, and the reads that brought its end.
+pub const SIP_BUFFERED_MAX: usize = SIP_HEAD_MAX + SIP_BODY_MAX + 8 * TCP_BUFFER_SIZE;
 /// Header fields in one message, each line of a repeated field counted. The longest seen in the wild has 41.
 pub const SIP_HEADERS_MAX: usize = 128;
 /// Parts of one multipart body: deployed SRCs send two or three.
@@ -131,6 +133,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub const SWEEP_MAX: Duration = Duration::from_secs(1);
 /// How long ports stay open after the dialog's end: what the kernel received before the BYE is still on its way to us.
 pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
+/// The same when datagrams still wait in the sockets, which only happens on a box that is behind with its work.
+pub const CLOSE_LINGER_MAX: Duration = Duration::from_secs(10);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.

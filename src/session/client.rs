@@ -125,3 +125,63 @@ impl Clients {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(transport: Transport) -> Clients {
+        let flow = Flow {
+            reactor: 0,
+            transport,
+            local: "192.0.2.1:5060".parse().unwrap(),
+            peer: "192.0.2.2:5060".parse().unwrap(),
+            listener: 0,
+            connection: None,
+        };
+        let mut clients = Clients::new();
+        clients.begin(Mono(0), 0xab, flow, Bytes::from_static(b"BYE"));
+        clients
+    }
+
+    fn repeats(clients: &mut Clients) -> (Vec<u64>, u64) {
+        let (mut times, mut last) = (Vec::new(), Mono(0));
+        while let Some(at) = clients.next() {
+            let mut resend = Vec::new();
+            clients.timeout(at, &mut resend);
+            times.extend(resend.iter().map(|_| at.0 / 1_000_000));
+            last = at;
+        }
+        assert_eq!((clients.unanswered(), clients.clients.len()), (0, 0));
+        (times, last.0 / 1_000_000)
+    }
+
+    #[test]
+    fn timer_e_repeats_until_timer_f() {
+        let every = [500, 1_500, 3_500, 7_500, 11_500, 15_500, 19_500, 23_500, 27_500, 31_500];
+        assert_eq!(repeats(&mut begin(Transport::Udp)), (every.to_vec(), 32_000));
+        assert_eq!(repeats(&mut begin(Transport::Tcp)), (vec![], 32_000));
+    }
+
+    #[test]
+    fn a_final_response_ends_it_and_timer_k_absorbs_its_copies() {
+        let mut clients = begin(Transport::Udp);
+        assert!(!clients.response(Mono(0), "z9hG4bK00000000000000ac", 200), "another branch");
+        assert!(!clients.response(Mono(0), "00000000000000ab", 200), "no branch of ours");
+        assert!(clients.response(Mono(0), &branch(0xab), 200));
+        assert_eq!(clients.unanswered(), 0);
+        assert!(clients.response(Mono(1), &branch(0xab), 200));
+        assert_eq!(repeats(&mut clients), (vec![], 5_000));
+        assert!(!clients.response(Mono(1), &branch(0xab), 200));
+    }
+
+    #[test]
+    fn a_provisional_response_slows_it_down() {
+        let mut clients = begin(Transport::Udp);
+        assert!(clients.response(Mono(0), &branch(0xab), 100));
+        assert_eq!(
+            repeats(&mut clients),
+            (vec![4_000, 8_000, 12_000, 16_000, 20_000, 24_000, 28_000], 32_000)
+        );
+    }
+}

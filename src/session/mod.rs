@@ -22,6 +22,8 @@ mod send;
 pub mod seqlock;
 mod slots;
 pub mod table;
+#[cfg(test)]
+mod tests;
 mod timers;
 mod transaction;
 
@@ -112,23 +114,50 @@ impl fmt::Display for Failure {
 #[derive(Debug)]
 pub enum Event {
     /// One whole SIP message (framed on streams; on UDP one datagram).
-    Message { flow: Flow, bytes: Bytes, at: Wall },
+    Message {
+        flow: Flow,
+        bytes: Bytes,
+        at: Wall,
+    },
     /// The connection is gone; nothing can be sent on it.
-    Disconnected { reactor: u8, connection: ConnectionKey },
+    Disconnected {
+        reactor: u8,
+        connection: ConnectionKey,
+    },
     /// The files exist and the ports of all streams are armed.
-    Opened { key: RecordingKey },
+    Opened {
+        key: RecordingKey,
+    },
     /// Nothing is left behind on disk.
-    OpenFailed { key: RecordingKey, failure: Failure },
+    OpenFailed {
+        key: RecordingKey,
+        failure: Failure,
+    },
     /// The streams added by `Command::Change` are armed, the removed ones are silent.
-    Changed { key: RecordingKey },
-    ChangeFailed { key: RecordingKey, failure: Failure },
+    Changed {
+        key: RecordingKey,
+    },
+    ChangeFailed {
+        key: RecordingKey,
+        failure: Failure,
+    },
     /// The recording's ports are silent and its slot may be used again. The commit goes on.
-    Closed { key: RecordingKey },
+    Closed {
+        key: RecordingKey,
+    },
     /// Whole, synced, under its final name. `incomplete` says that something is missing, and the manifest what.
-    Committed { id: String, incomplete: bool },
-    CommitFailed { id: String, failure: Failure },
+    Committed {
+        id: String,
+        incomplete: bool,
+    },
+    CommitFailed {
+        id: String,
+        failure: Failure,
+    },
     /// No new sessions from now on. Running ones are ended with BYE after `grace`.
-    Drain { grace: Duration },
+    Drain {
+        grace: Duration,
+    },
 }
 
 /// Everything the control plane can ask for. Each goes to one reactor ([`Command::reactor`]).
@@ -177,6 +206,8 @@ pub struct OpenStream {
     pub ports: PortPair,
     /// The address that the answer gave: the destination address of its packets.
     pub address: IpAddr,
+    /// The a=label, made fit for a file name (letters, digits, `-`, `_`, at most 64 and a number) and unlike that of every
+    /// other stream of the recording; `stream-<index>` when there is none.
     pub label: String,
     /// All codecs answered, the preferred one first. Raw files are laid out for the first that is not telephone-event.
     pub codecs: Vec<Codec>,
@@ -184,7 +215,7 @@ pub struct OpenStream {
     pub rtcp_mux: bool,
 }
 
-/// Streams that a re-INVITE added or ended.
+/// Streams that a re-INVITE added or ended. One at a time: the next comes after `Changed` or `ChangeFailed`.
 #[derive(Debug)]
 pub struct Change {
     pub key: RecordingKey,
@@ -209,7 +240,8 @@ pub struct SmallFile {
     pub bytes: Bytes,
 }
 
-/// End the recording. The engine adds to the manifest what it knows: stream figures, files, hashes.
+/// End the recording. It comes after `Opened` only, but perhaps while a `Change` is under way, whose answer may then be left
+/// out. The ports of all streams are used until `Closed`. The engine adds to the manifest what it knows: stream figures, files, hashes.
 #[derive(Debug)]
 pub struct Close {
     pub key: RecordingKey,

@@ -107,7 +107,10 @@ pub struct MediaSession {
 pub struct Stream {
     pub index: u8,
     pub m_line: usize,
+    /// The label it began with: the name it has on disk.
     pub label: Option<String>,
+    /// The label of the newest offer: the name it has in the metadata (RFC 7866 §7.1.1).
+    pub offered_label: Option<String>,
     pub kind: String,
     pub codecs: Vec<Codec>,
     pub rtcp_mux: bool,
@@ -125,6 +128,7 @@ impl Stream {
             index,
             m_line,
             label: media.label.clone(),
+            offered_label: media.label.clone(),
             kind: media.kind.clone(),
             codecs: media.codecs.clone(),
             rtcp_mux: media.rtcp_mux,
@@ -168,7 +172,10 @@ impl MediaSession {
         for (m_line, (media, plan)) in offer.media.iter().zip(plans).enumerate() {
             let stream = match plan {
                 Plan::Refuse => None,
-                Plan::Keep(index) => Some(*index),
+                Plan::Keep(index) => {
+                    new.streams[usize::from(*index)].offered_label.clone_from(&media.label);
+                    Some(*index)
+                }
                 Plan::Add => pairs.next().map(|pair| new.add(m_line, media, pair)),
             };
             new.lines.push(stream);
@@ -273,7 +280,7 @@ impl Recording {
         let MediaSession { lines, streams, .. } = &mut self.session;
         let live: Vec<u8> = lines.iter().flatten().copied().collect();
         let labels: Vec<Option<String>> =
-            live.iter().map(|index| streams[usize::from(*index)].label.clone()).collect();
+            live.iter().map(|index| streams[usize::from(*index)].offered_label.clone()).collect();
         let labels: Vec<Option<&str>> = labels.iter().map(Option::as_deref).collect();
         for (position, index) in live.iter().enumerate() {
             let known = &mut streams[usize::from(*index)].participants;

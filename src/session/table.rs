@@ -143,3 +143,53 @@ fn decode(slot: u32, words: &[u64; WORDS]) -> Option<Snapshot> {
 fn truncate(text: &str) -> &str {
     &text[..text.floor_char_boundary(TABLE_TEXT)]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(slot: u32, generation: u32, peer: &str, call_id: &str) -> Snapshot {
+        Snapshot {
+            key: RecordingKey { reactor: 3, slot, generation },
+            id: Id(0x0192_3456_789a_7bcd_8ef0_1234_5678_9abc),
+            call_id: call_id.to_owned(),
+            peer: peer.parse().unwrap(),
+            state: State::Changing,
+            start: Wall(1_795_336_245_123_456_789),
+            streams: 16,
+        }
+    }
+
+    #[test]
+    fn a_snapshot_comes_back_as_it_was() {
+        let table = Table::new(4);
+        for (slot, peer) in [(0, "192.0.2.1:5060"), (1, "[2001:db8::1]:65535"), (3, "[::ffff:192.0.2.1]:1")] {
+            let snapshot = snapshot(slot, u32::MAX, peer, "3848276298220188511@atlanta.example.com");
+            table.publish(&snapshot);
+            assert_eq!(table.read(slot), Some(snapshot));
+        }
+        assert_eq!(table.read(2), None);
+        assert_eq!(table.read(4), None);
+        assert_eq!(table.iter().map(|snapshot| snapshot.key.slot).collect::<Vec<_>>(), [0, 1, 3]);
+    }
+
+    #[test]
+    fn a_long_call_id_is_cut_at_a_character() {
+        let table = Table::new(1);
+        table.publish(&snapshot(0, 1, "192.0.2.1:5060", &format!("{}é", "x".repeat(TABLE_TEXT - 1))));
+        assert_eq!(table.read(0).unwrap().call_id, "x".repeat(TABLE_TEXT - 1));
+    }
+
+    #[test]
+    fn an_old_key_finds_nothing() {
+        let table = Table::new(1);
+        let first = snapshot(0, 1, "192.0.2.1:5060", "a");
+        table.publish(&first);
+        assert_eq!(table.find(first.key), Some(first.clone()));
+        table.clear(0);
+        assert_eq!(table.find(first.key), None);
+        table.publish(&snapshot(0, 2, "192.0.2.1:5060", "b"));
+        assert_eq!(table.find(first.key), None);
+        assert_eq!(table.read(0).unwrap().call_id, "b");
+    }
+}

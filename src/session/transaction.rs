@@ -372,3 +372,144 @@ impl Transactions {
         self.timers.set(&mut transaction.armed, id, at);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::sip::Message;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn flow(transport: Transport) -> Flow {
+        Flow {
+            reactor: 0,
+            transport,
+            local: "192.0.2.1:5060".parse().unwrap(),
+            peer: "192.0.2.2:5060".parse().unwrap(),
+            listener: 0,
+            connection: None,
+        }
+    }
+
+    fn begin(transport: Transport, invite: bool) -> (Transactions, TransactionId) {
+        let mut transactions = Transactions::new(4);
+        let id = transactions.begin(Identity(1), Some(Identity(2)), invite, flow(transport)).unwrap();
+        (transactions, id)
+    }
+
+    /// Milliseconds at which the response is sent again, until nothing is armed; and when that is.
+    fn repeats(transactions: &mut Transactions) -> (Vec<u64>, u64) {
+        let (mut times, mut last) = (Vec::new(), Mono(0));
+        while let Some(at) = transactions.next() {
+            let mut resend = Vec::new();
+            transactions.timeout(at, &mut resend);
+            times.extend(resend.iter().map(|_| at.0 / 1_000_000));
+            last = at;
+        }
+        (times, last.0 / 1_000_000)
+    }
+
+    #[test]
+    fn a_failure_is_repeated_by_timer_g_until_timer_h() {
+        let (mut transactions, id) = begin(Transport::Udp, true);
+        transactions.respond(Mono(0), id, 486, Bytes::from_static(b"486"));
+        let every = [500, 1_500, 3_500, 7_500, 11_500, 15_500, 19_500, 23_500, 27_500, 31_500];
+        assert_eq!(repeats(&mut transactions), (every.to_vec(), 32_000));
+        assert_eq!((transactions.len(), transactions.bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_failure_is_not_repeated_on_a_stream() {
+        let (mut transactions, id) = begin(Transport::Tcp, true);
+        transactions.respond(Mono(0), id, 486, Bytes::from_static(b"486"));
+        assert_eq!(repeats(&mut transactions), (vec![], 32_000));
+    }
+
+    #[test]
+    fn an_ack_confirms_and_timer_i_absorbs_its_copies() {
+        let (mut transactions, id) = begin(Transport::Udp, true);
+        transactions.respond(Mono(0), id, 486, Bytes::from_static(b"486"));
+        assert!(transactions.again(id).is_some());
+        assert_eq!(transactions.ack(Mono(0) + 100 * MS, id), Acknowledged::Failure);
+        assert_eq!(transactions.ack(Mono(0) + 200 * MS, id), Acknowledged::Failure);
+        assert!(transactions.again(id).is_none());
+        assert_eq!(repeats(&mut transactions), (vec![], 5_100));
+
+        let (mut transactions, id) = begin(Transport::Tcp, true);
+        transactions.respond(Mono(0), id, 486, Bytes::from_static(b"486"));
+        transactions.ack(Mono(0), id);
+        assert_eq!(transactions.len(), 0);
+    }
+
+    #[test]
+    fn a_2xx_is_left_to_the_session_and_timer_l_ends_it() {
+        for transport in [Transport::Udp, Transport::Tcp] {
+            let (mut transactions, id) = begin(transport, true);
+            transactions.respond(Mono(0), id, 100, Bytes::from_static(b"100"));
+            assert_eq!(transactions.next(), None);
+            transactions.respond(Mono(0), id, 200, Bytes::from_static(b"200"));
+            assert_eq!(&transactions.again(id).unwrap().bytes[..], b"200");
+            assert_eq!(transactions.ack(Mono(0), id), Acknowledged::Success);
+            transactions.acknowledged(id);
+            assert!(transactions.again(id).is_none());
+            assert_eq!(repeats(&mut transactions), (vec![], 32_000));
+        }
+    }
+
+    #[test]
+    fn other_requests_are_remembered_for_timer_j() {
+        let (mut transactions, id) = begin(Transport::Udp, false);
+        transactions.respond(Mono(0), id, 200, Bytes::from_static(b"200"));
+        assert_eq!(&transactions.again(id).unwrap().bytes[..], b"200");
+        assert!(transactions.merged(Some(Identity(2))));
+        assert_eq!(repeats(&mut transactions), (vec![], 32_000));
+        assert!(!transactions.merged(Some(Identity(2))));
+
+        let (mut transactions, id) = begin(Transport::Tcp, false);
+        transactions.respond(Mono(0), id, 200, Bytes::from_static(b"200"));
+        assert_eq!((transactions.len(), transactions.find(Identity(1))), (0, None));
+    }
+
+    #[test]
+    fn there_is_room_for_so_many() {
+        let mut transactions = Transactions::new(2);
+        let first = transactions.begin(Identity(1), None, false, flow(Transport::Udp)).unwrap();
+        transactions.begin(Identity(2), None, false, flow(Transport::Udp)).unwrap();
+        assert_eq!(transactions.begin(Identity(3), None, false, flow(Transport::Udp)), Err(Full));
+        transactions.respond(Mono(0), first, 200, Bytes::new());
+        transactions.timeout(Mono(0) + TRANSACTION_TIMEOUT, &mut Vec::new());
+        let third = transactions.begin(Identity(3), None, false, flow(Transport::Udp)).unwrap();
+        assert_eq!(third.index, first.index);
+        assert!(transactions.again(first).is_none(), "an id of the former occupant finds nothing");
+    }
+
+    #[test]
+    fn what_makes_a_transaction() {
+        let fingerprint = Fingerprint { seeds: [1, 2] };
+        let identity = |method: &str, via: &str, cseq: u32| {
+            let text = format!(
+                "{method} sip:b@example.com SIP/2.0\r\nVia: SIP/2.0/UDP {via}\r\nFrom: <sip:a@example.com>;tag=1\r\n\
+                 To: <sip:b@example.com>\r\nCall-ID: x\r\nCSeq: {cseq} {method}\r\nMax-Forwards: 70\r\n\
+                 Contact: <sip:a@192.0.2.2>\r\nContent-Length: 0\r\n\r\n"
+            );
+            let message = Message::parse_datagram(text.as_bytes()).unwrap();
+            let checked = message.check_request().unwrap();
+            fingerprint.transaction(&checked, checked.method)
+        };
+        let invite = identity("INVITE", "Host.example.com:5060;branch=z9hG4bK1", 1);
+        // The ACK of a failure; the port is 5060 when none is given, and host names have no case.
+        assert_eq!(invite, identity("ACK", "host.example.com;branch=z9hG4bK1", 1));
+        assert_eq!(
+            invite,
+            identity("INVITE", "host.example.com;branch=z9hG4bK1", 2),
+            "the branch alone counts"
+        );
+        assert_ne!(invite, identity("CANCEL", "host.example.com;branch=z9hG4bK1", 1));
+        assert_ne!(invite, identity("INVITE", "host.example.com;branch=z9hG4bK2", 1));
+        assert_ne!(invite, identity("INVITE", "other.example.com;branch=z9hG4bK1", 1));
+        // RFC 2543: branches without the cookie say nothing by themselves.
+        let old = identity("INVITE", "host.example.com;branch=1", 1);
+        assert_eq!(old, identity("ACK", "host.example.com;branch=1", 1));
+        assert_ne!(old, identity("INVITE", "host.example.com;branch=1", 2));
+    }
+}

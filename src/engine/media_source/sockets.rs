@@ -187,6 +187,15 @@ impl Sockets {
         Ok(())
     }
 
+    /// Whether datagrams that the kernel has received wait in this socket.
+    pub fn waiting(&self, socket: u32) -> bool {
+        let mut bytes: libc::c_int = 0;
+        let fd = self.bound.sockets[socket as usize].as_raw_fd();
+        // SAFETY: FIONREAD writes one integer, the length of the next datagram, to a local.
+        let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut bytes) };
+        result == 0 && bytes > 0
+    }
+
     /// Datagrams that the kernel has dropped on this socket since this was last asked (SO_MEMINFO).
     pub fn new_drops(&mut self, socket: u32) -> u32 {
         const SK_MEMINFO_DROPS: usize = 8;
