@@ -6,11 +6,11 @@ use std::net::SocketAddr;
 use super::content::content;
 use super::recording::Phase;
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
-use super::transaction::Acknowledged;
+use super::transaction::{Acknowledged, Identity, TransactionId};
 use super::{Command, Flow, RecordingKey, Sessions, Signal, Transport};
 use crate::clock::{Now, Wall};
 use crate::counters::RefuseCause;
-use crate::proto::sip::{HeaderName, Malformed, Message, Method, Rport, Start, Via};
+use crate::proto::sip::{Checked, HeaderName, Malformed, Message, Method, Rport, Start, Via};
 
 /// Option tags that an SRC may require of us. `100rel` costs nothing, because we send no provisional response but 100
 /// (RFC 3262 §3); the others ask for nothing beyond what every UAS does, or speak to other parties.
@@ -94,46 +94,57 @@ impl Sessions {
         let mut request = Request { message, checked, bytes, flow, reply, at, transaction: None, owner };
         let identity = self.fingerprint.transaction(&checked, checked.method);
         match (self.transactions.find(identity), checked.method) {
-            (Some(id), Method::Ack) => {
-                let for_2xx = self.transactions.ack(now.mono, id) == Acknowledged::Success;
+            (found, Method::Ack) => self.acknowledge(now, &request, found, out),
+            (Some(id), _) => self.repeated(now, request, id, out),
+            (None, _) => {
+                let merged = self.begin(&mut request, identity);
                 self.note_received(&request, out);
-                return if for_2xx {
-                    self.ack(&request, out)
-                };
+                match merged {
+                    Some(refusal) => self.refuse(now, &request, &refusal, out),
+                    None => self.dispatch(now, &request, out),
+                }
             }
-            (None, Method::Ack) => {
-                self.note_received(&request, out);
-                return self.ack(&request, out);
-            }
-            (Some(id), _) => {
-                self.counters.retransmissions_received.add(1);
-                // An initial INVITE has no To tag, so its transaction knows the recording.
-                request.owner = owner.or(self.transactions.owner(id));
-                self.note_received(&request, out);
-                let resend = self.transactions.again(id);
-                return if let Some(resend) = resend {
-                    self.resend(now, resend, out)
-                };
-            }
-            (None, _) => {}
         }
-        let merge = self.fingerprint.merge(&checked).filter(|_| checked.method != Method::Cancel);
+    }
+
+    /// An ACK ends the transaction of a failure. That of a 2xx has a branch of its own, or should have.
+    fn acknowledge(
+        &mut self,
+        now: Now,
+        request: &Request,
+        found: Option<TransactionId>,
+        out: &mut Vec<Command>,
+    ) {
+        self.note_received(request, out);
+        let of_2xx = found.is_none_or(|id| self.transactions.ack(now.mono, id) == Acknowledged::Success);
+        if of_2xx {
+            self.ack(request, out);
+        }
+    }
+
+    fn repeated(&mut self, now: Now, mut request: Request, id: TransactionId, out: &mut Vec<Command>) {
+        self.counters.retransmissions_received.add(1);
+        // An initial INVITE has no To tag, so only its transaction knows the recording.
+        request.owner = request.owner.or(self.transactions.owner(id));
+        self.note_received(&request, out);
+        if let Some(resend) = self.transactions.again(id) {
+            self.resend(now, resend, out);
+        }
+    }
+
+    /// Gives the request its transaction, if there is room. `Some`: it came over another way before (RFC 3261 §8.2.2.2).
+    fn begin(&mut self, request: &mut Request, identity: Identity) -> Option<Refusal> {
+        let method = request.checked.method;
+        let merge = self.fingerprint.merge(&request.checked).filter(|_| method != Method::Cancel);
         let merged = self.transactions.merged(merge);
-        let invite = checked.method == Method::Invite;
-        match self.transactions.begin(identity, merge, invite, reply) {
+        match self.transactions.begin(identity, merge, method == Method::Invite, request.reply) {
             Ok(id) => request.transaction = Some(id),
             Err(_) => self.counters.transactions_full.add(1),
         }
-        if let (Some(id), Some(owner)) = (request.transaction, owner) {
+        if let (Some(id), Some(owner)) = (request.transaction, request.owner) {
             self.transactions.own(id, owner);
         }
-        self.note_received(&request, out);
-        if merged {
-            // RFC 3261 §8.2.2.2
-            let refusal = Refusal::new(482, RefuseCause::BadRequest, "the same request over another way");
-            return self.refuse(now, &request, &refusal, out);
-        }
-        self.dispatch(now, &request, out);
+        merged.then(|| Refusal::new(482, RefuseCause::BadRequest, "the same request over another way"))
     }
 
     fn dispatch(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
@@ -212,7 +223,7 @@ impl Sessions {
     }
 
     /// The recording that takes requests in the dialog of this request.
-    fn dialog_of(&self, checked: &crate::proto::sip::Checked) -> Option<RecordingKey> {
+    fn dialog_of(&self, checked: &Checked) -> Option<RecordingKey> {
         let tag = checked.to_tag?;
         let key = *self.dialogs.get(&u64::from_str_radix(tag, 16).ok()?)?;
         let recording = self.slots.get(key).filter(|recording| recording.established())?;

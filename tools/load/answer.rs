@@ -30,6 +30,10 @@ pub enum Deviation {
     /// RFC 3264 §6.1: recvonly to a sendonly offer.
     DirectionWrong,
     StreamRefused,
+    /// RFC 3264 §6: transport as offered.
+    ProtocolWrong,
+    /// RFC 5761 §5.1.1: only when offered.
+    MuxNotOffered,
     /// RFC 3264 §6.1: one of the formats offered.
     FormatMissing,
     RtpmapMissing,
@@ -49,6 +53,8 @@ impl Deviation {
             Deviation::LabelWrong => "answer_with_wrong_label",
             Deviation::DirectionWrong => "answer_not_recvonly",
             Deviation::StreamRefused => "stream_refused",
+            Deviation::ProtocolWrong => "answer_with_other_protocol",
+            Deviation::MuxNotOffered => "answer_with_rtcp_mux",
             Deviation::FormatMissing => "answer_without_offered_format",
             Deviation::RtpmapMissing => "answer_without_rtpmap",
             Deviation::AddressMissing => "answer_without_address",
@@ -106,8 +112,14 @@ fn check_media(
     if port == 0 {
         return Err(Deviation::StreamRefused);
     }
+    if words.next() != Some("RTP/AVP") {
+        return Err(Deviation::ProtocolWrong);
+    }
+    if media.contains(&"a=rtcp-mux") {
+        return Err(Deviation::MuxNotOffered);
+    }
     let format = codec.payload_type().to_string();
-    if !words.skip(1).any(|word| word == format) {
+    if !words.any(|word| word == format) {
         return Err(Deviation::FormatMissing);
     }
     // RFC 3551 §6: static types need no rtpmap.
@@ -188,6 +200,8 @@ pub mod tests {
             ("a=recvonly\r\n", "", Deviation::DirectionWrong),
             ("audio 20000", "audio 0", Deviation::StreamRefused),
             ("AVP 0", "AVP 8", Deviation::FormatMissing),
+            ("RTP/AVP", "RTP/SAVP", Deviation::ProtocolWrong),
+            ("a=rtcp:20009", "a=rtcp-mux", Deviation::MuxNotOffered),
             ("c=IN IP4 127.0.0.1", "c=IN IP4 0.0.0.0", Deviation::AddressMissing),
         ] {
             assert_eq!(answer(from, to), Err(deviation), "{from} -> {to}");

@@ -93,7 +93,7 @@ fn run(arguments: &RunArguments) -> Outcome {
 }
 
 fn verify(dir: &std::path::Path, json: bool) -> Outcome {
-    let report = load::verify(dir)?;
+    let report = load::verify(dir).map_err(|error| format!("reading {}: {error}", dir.display()))?;
     print(json, &report)?;
     Ok(report.is_whole())
 }

@@ -230,6 +230,9 @@ impl Display for RunReport {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Calls { attempted, established, failed, .. } = self.calls;
         writeln!(f, "calls     {attempted} attempted, {established} established, {failed} failed")?;
+        if self.interrupted {
+            writeln!(f, "          stopped on request before their time")?;
+        }
         for (why, n) in &self.calls.failures {
             writeln!(f, "          {n} × {why}")?;
         }

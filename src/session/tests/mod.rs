@@ -293,27 +293,21 @@ fn kinds(out: &[Command]) -> Vec<&'static str> {
 }
 
 fn opened(out: &[Command]) -> &Open {
-    let open = |command| match command {
-        &Command::Open(ref open) => Some(&**open),
-        _ => None,
-    };
-    out.iter().find_map(open).expect("an Open")
+    out.iter()
+        .find_map(|command| if let Command::Open(open) = command { Some(&**open) } else { None })
+        .expect("an Open")
 }
 
 fn change(out: &[Command]) -> &Change {
-    let change = |command| match command {
-        &Command::Change(ref change) => Some(&**change),
-        _ => None,
-    };
-    out.iter().find_map(change).expect("a Change")
+    out.iter()
+        .find_map(|command| if let Command::Change(change) = command { Some(&**change) } else { None })
+        .expect("a Change")
 }
 
 fn close(out: &[Command]) -> &Close {
-    let close = |command| match command {
-        &Command::Close(ref close) => Some(&**close),
-        _ => None,
-    };
-    out.iter().find_map(close).expect("a Close")
+    out.iter()
+        .find_map(|command| if let Command::Close(close) = command { Some(&**close) } else { None })
+        .expect("a Close")
 }
 
 fn manifest(out: &[Command]) -> &crate::proto::manifest::Manifest {

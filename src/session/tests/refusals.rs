@@ -1,5 +1,7 @@
 //! Requests that are refused, and that nothing is left behind.
 
+use rand::Rng;
+
 use super::*;
 use crate::counters::RefuseCause;
 
@@ -289,5 +291,60 @@ fn transactions_that_are_all_taken() {
     assert_code(&refuse(&mut r, invite("b")), 503);
     assert_eq!(codes(&r.udp(bye("a", &tag, 2))), [200]);
     r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn mutants_do_no_harm() {
+    let mut r = Recorder::new(50, 50);
+    let mut rng = StdRng::seed_from_u64(3);
+    let (key, tag) = r.call("a");
+    let mut keys = vec![key];
+    for number in 0..5_000 {
+        let id = format!("m{number}");
+        let mut bytes = match rng.random_range(0..5) {
+            0 => reinvite("a", &tag, number + 2, OFFER),
+            1 => message("OPTIONS", "a", &tag, number + 2, "", ""),
+            2 => ack("a", &tag, number),
+            _ => invite(&id),
+        }
+        .into_bytes();
+        for _ in 0..rng.random_range(1..8) {
+            let at = rng.random_range(0..bytes.len().max(1)).min(bytes.len());
+            match rng.random_range(0..4) {
+                0 if at < bytes.len() => bytes[at] = rng.random(),
+                1 => drop(bytes.drain(at..(at + 20).min(bytes.len()))),
+                2 => bytes.truncate(at + 1),
+                _ => {
+                    let noise: &[u8] = [&b"\r\n"[..], b";=", b"\"<", b"\0\xff"][rng.random_range(0..4)];
+                    bytes.splice(at..at, noise.iter().copied());
+                }
+            }
+        }
+        let flow = [udp(), tcp()][rng.random_range(0..2)];
+        let out = r.event(Event::Message { flow, bytes: Bytes::from(bytes), at: r.now.wall });
+        for command in &out {
+            match command {
+                Command::Open(open) => keys.push(open.key),
+                Command::Change(change) => drop(r.event(Event::Changed { key: change.key })),
+                _ => {}
+            }
+        }
+        if keys.len() > 20 {
+            for key in keys.drain(1..) {
+                r.event(Event::Opened { key });
+            }
+            r.pass(Duration::from_secs(33));
+            for snapshot in r.table.iter().filter(|snapshot| snapshot.key != key).collect::<Vec<_>>() {
+                r.event(Event::Closed { key: snapshot.key });
+            }
+        }
+    }
+    assert!(r.counters.total.get() > 100, "{}", r.counters.total.get());
+    r.event(Event::Drain { grace: Duration::ZERO });
+    for key in keys {
+        r.event(Event::Opened { key });
+        r.event(Event::Closed { key });
+    }
     r.assert_whole();
 }

@@ -198,7 +198,7 @@ impl Storm {
 
     fn request(&mut self, number: usize, request: String) {
         let key = transaction(&request).0 + &transaction(&request).1;
-        self.to_recorder(number, &request);
+        self.carry_to_recorder(number, &request);
         let call = &mut self.calls[number];
         call.waiting.insert(key.clone(), request);
         if call.flow.transport == Transport::Udp {
@@ -213,7 +213,7 @@ impl Storm {
             self.calls[number].waiting.remove(&key);
             return;
         }
-        self.to_recorder(number, &request);
+        self.carry_to_recorder(number, &request);
         let next = (interval * 2).min(T2);
         self.later(interval.as_millis() as u64, Item::Retransmit(number, key, next, deadline));
     }
@@ -227,7 +227,7 @@ impl Storm {
                 .map(|name| format!("{name}: {}\r\n", field(message, name).unwrap()))
                 .collect();
             let ok = format!("SIP/2.0 200 OK\r\n{}Content-Length: 0\r\n\r\n", copied.concat());
-            return self.to_recorder(number, &ok);
+            return self.carry_to_recorder(number, &ok);
         }
         let code: u16 = message[8..11].parse().unwrap();
         let (branch, method) = transaction(message);
@@ -244,12 +244,12 @@ impl Storm {
             let failed = ack(&call.call_id, &tag, cseq)
                 .replace(&format!("ACK{}", 1_000 + cseq), &format!("INVITE{cseq}"));
             call.ended |= cseq == 1;
-            return self.to_recorder(number, &failed);
+            return self.carry_to_recorder(number, &failed);
         }
         // One SRC in ten never acknowledges.
         if !number.is_multiple_of(10) {
             let ack = ack(&call.call_id, &tag, cseq);
-            self.to_recorder(number, &ack);
+            self.carry_to_recorder(number, &ack);
         }
         let call = &mut self.calls[number];
         if waited && cseq == 1 {
@@ -259,7 +259,7 @@ impl Storm {
 
     // ---- the network --------------------------------------------------------------------------------------------
 
-    fn to_recorder(&mut self, number: usize, message: &str) {
+    fn carry_to_recorder(&mut self, number: usize, message: &str) {
         let flow = self.calls[number].flow;
         let bytes = Bytes::copy_from_slice(message.as_bytes());
         self.carry(flow.transport, || Item::ToRecorder(flow, bytes.clone()));

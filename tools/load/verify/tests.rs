@@ -1,3 +1,5 @@
+//! Recordings written by a faultless recorder, and every kind of damage that must be found in them.
+
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs;
