@@ -67,6 +67,8 @@ struct LiveStream {
     /// The address of our answer, which a socket bound to one address does not tell again.
     address: IpAddr,
     kernel_dropped: u64,
+    /// Taken out by a re-INVITE: when its ports fall silent. What had been sent by then is on its way (RFC 3264 §8.3.1).
+    silent_at: Option<Mono>,
 }
 
 impl LiveStream {
@@ -313,7 +315,12 @@ impl Recordings {
                 self.ports[socket as usize] =
                     PortUse { recording: slot, stream: stream.stream, channel, state };
             }
-            live.streams.push(LiveStream { ports: stream.ports, address: stream.address, kernel_dropped: 0 });
+            live.streams.push(LiveStream {
+                ports: stream.ports,
+                address: stream.address,
+                kernel_dropped: 0,
+                silent_at: None,
+            });
         }
     }
 
@@ -370,11 +377,13 @@ impl Recordings {
             events.push(Event::ChangeFailed { key, failure });
             return;
         }
-        for stream in remove {
-            self.silence(sockets, key.slot, usize::from(stream));
-        }
         let Recordings { live, jobs, .. } = self;
         let Some(live) = &mut live[key.slot as usize] else { return };
+        for stream in remove {
+            if let Some(stream) = live.streams.get_mut(usize::from(stream)) {
+                stream.silent_at = Some(now.mono + limits::CLOSE_LINGER);
+            }
+        }
         for stream in &add {
             live.media.add_stream(spec(stream));
         }
@@ -502,6 +511,7 @@ impl Recordings {
             self.sweep_from = (self.sweep_from + 1) % self.active.len();
             let slot = self.active[self.sweep_from];
             self.read_drops(sockets, slot);
+            self.silence_removed(sockets, slot, now.mono);
             let Some(live) = self.live[slot as usize].as_mut() else { continue };
             let old = |since: crate::clock::Wall| {
                 now.wall.0.saturating_sub(since.0) >= self.flush_interval.as_nanos() as u64
@@ -551,14 +561,24 @@ impl Recordings {
         }
     }
 
+    /// Streams that were taken out some time ago.
+    fn silence_removed(&mut self, sockets: &mut Sockets, slot: u32, now: Mono) {
+        let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
+        for stream in 0..streams {
+            let live = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream));
+            if live.and_then(|live| live.silent_at.take_if(|at| *at <= now)).is_some() {
+                self.silence(sockets, slot, stream);
+            }
+        }
+    }
+
     fn silence(&mut self, sockets: &mut Sockets, slot: u32, stream: usize) {
         self.read_stream_drops(sockets, slot, stream);
-        let Some(stream) = self.live[slot as usize].as_ref().and_then(|live| live.streams.get(stream)) else {
-            return;
-        };
-        let socket = usize::from(stream.ports.index) * 2;
+        let live = self.live[slot as usize].as_ref().and_then(|live| live.streams.get(stream));
+        let Some(socket) = live.map(|live| usize::from(live.ports.index) * 2) else { return };
         for port in &mut self.ports[socket..socket + 2] {
-            if port.recording == slot {
+            // By now the pair may be another stream's.
+            if port.recording == slot && usize::from(port.stream) == stream {
                 port.state = PortState::Ended;
             }
         }
