@@ -1,8 +1,9 @@
 //! The recorder beside its floor, in one run, on the same load: CPU nanoseconds per packet of `sipreel record` (everything:
 //! receiving, accounting, writing pcaps) and of a bare epoll + recvmmsg receiver that throws its packets away.
 //!
-//! `cargo bench --bench floor` — 2,000 streams, 100,000 packets/s, three rounds of each. `-- --test`: a small round, for CI.
-//! Both are pinned to one core and the sender to the other; loss is counted on both sides.
+//! `cargo bench --bench floor` — 2,000 streams, 100,000 packets/s, three rounds of each; with `-- --rtpengine` also
+//! rtpengine's pcap recording (Debian package rtpengine-daemon) on the same load. As a test: one small round.
+//! Each receiver is pinned to one core and the sender to the other; loss is counted on every side, rtpengine's from its files.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::UdpSocket;
@@ -26,29 +27,37 @@ fn main() {
     if let Some(at) = arguments.iter().position(|a| a == "--floor") {
         return floor(arguments[at + 1].parse().unwrap());
     }
-    let small = arguments.iter().any(|a| a == "--test");
-    let size = if small {
-        Size { streams: 200, seconds: 1, rounds: 1 }
-    } else {
-        Size { streams: 2_000, seconds: 10, rounds: 3 }
+    let asked = |flag: &str| arguments.iter().any(|a| a == flag);
+    // `cargo bench` says --bench, `cargo test --benches` does not.
+    let size = match asked("--bench") && !asked("--test") {
+        true => Size { streams: 2_000, seconds: 10, rounds: 3 },
+        false => Size { streams: 200, seconds: 1, rounds: 1 },
     };
-    let mut figures = (Vec::new(), Vec::new());
-    for round in 0..size.rounds {
-        let bare = measure_floor(&size);
-        let recorder = measure_recorder(&size);
-        println!("round {}: floor {bare:.0} ns/packet, sipreel {recorder:.0} ns/packet, ratio {:.2}", round + 1, recorder / bare);
-        figures.0.push(bare);
-        figures.1.push(recorder);
+    let mut contenders: Vec<(&str, Measure)> = vec![("floor", measure_floor), ("sipreel", measure_recorder)];
+    if asked("--rtpengine") {
+        contenders.push(("rtpengine", measure_rtpengine));
     }
-    let (bare, recorder) = (median(figures.0), median(figures.1));
-    println!(
-        "{} streams, {} packets/s: floor {bare:.0}, sipreel {recorder:.0} CPU ns/packet, ratio {:.2} (median of {})",
-        size.streams,
-        size.streams * 50,
-        recorder / bare,
-        size.rounds
-    );
+    let mut figures = vec![Vec::new(); contenders.len()];
+    for round in 1..=size.rounds {
+        for ((name, measure), figures) in contenders.iter().zip(&mut figures) {
+            let nanos = measure(&size);
+            println!("round {round}: {name} {nanos:.0} CPU ns/packet");
+            figures.push(nanos);
+        }
+    }
+    let medians: Vec<f64> = figures.into_iter().map(median).collect();
+    println!("{} streams, {} packets/s, median of {}:", size.streams, size.streams * 50, size.rounds);
+    for ((name, _), nanos) in contenders.iter().zip(&medians) {
+        println!(
+            "{name:>10} {nanos:6.0} CPU ns/packet   {:.2} x floor   {:.2} x sipreel",
+            nanos / medians[0],
+            nanos / medians[1]
+        );
+    }
 }
+
+/// Runs one contender on the load and returns its CPU nanoseconds per packet.
+type Measure = fn(&Size) -> f64;
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -135,7 +144,17 @@ fn measure_recorder(size: &Size) -> f64 {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("stats.sock");
     let mut child = Command::new(env!("CARGO_BIN_EXE_sipreel"))
-        .args(["record", "--cores", "0", "--sip-udp", "127.0.0.1:0", "--sip-tcp", "none", "--log-format", "json"])
+        .args([
+            "record",
+            "--cores",
+            "0",
+            "--sip-udp",
+            "127.0.0.1:0",
+            "--sip-tcp",
+            "none",
+            "--log-format",
+            "json",
+        ])
         .args(["--media-ports", &format!("{PORT_BASE}-{}", usize::from(PORT_BASE) + 2 * size.streams - 1)])
         .arg("--dir")
         .arg(directory.path().join("recordings"))
@@ -159,7 +178,11 @@ fn measure_recorder(size: &Size) -> f64 {
 /// The address in the recorder's `ready` line; its further lines are read and dropped.
 fn ready(child: &mut Child) -> String {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-    let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("sip_udp")).expect("the recorder starts");
+    let line = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains("sip_udp"))
+        .expect("the recorder starts");
     std::thread::spawn(move || lines.for_each(drop));
     let at = line.find("127.0.0.1:").expect("the bound address is logged");
     line[at..].chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect()
@@ -183,7 +206,9 @@ fn set_up(target: &str, calls: usize) -> Vec<u16> {
         };
         let to = answer.lines().find(|line| line.starts_with("To:")).unwrap();
         socket.send(request("ACK", call, to, "", "").as_bytes()).unwrap();
-        ports.extend(answer.lines().filter_map(|l| l.strip_prefix("m=audio ")?.split(' ').next()?.parse::<u16>().ok()));
+        ports.extend(
+            answer.lines().filter_map(|l| l.strip_prefix("m=audio ")?.split(' ').next()?.parse::<u16>().ok()),
+        );
     }
     assert_eq!(ports.len(), calls * 2);
     ports
@@ -192,7 +217,8 @@ fn set_up(target: &str, calls: usize) -> Vec<u16> {
 fn invite(call: usize) -> String {
     let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
                m=audio 9 RTP/AVP 0\r\na=sendonly\r\na=label:1\r\nm=audio 11 RTP/AVP 0\r\na=sendonly\r\na=label:2\r\n";
-    let extra = "Contact: <sip:src@127.0.0.1>;+sip.src\r\nRequire: siprec\r\nContent-Type: application/sdp\r\n";
+    let extra =
+        "Contact: <sip:src@127.0.0.1>;+sip.src\r\nRequire: siprec\r\nContent-Type: application/sdp\r\n";
     request("INVITE", call, "To: <sip:srs@127.0.0.1>", extra, sdp)
 }
 
@@ -214,6 +240,103 @@ fn media_counts(socket: &std::path::Path) -> (u64, u64) {
     let media = &stats["media"];
     let dropped = media["dropped"].as_object().unwrap().values().map(|v| v.as_u64().unwrap()).sum::<u64>();
     (media["received_packets"].as_u64().unwrap(), dropped + media["kernel_dropped"].as_u64().unwrap())
+}
+
+// ---- rtpengine --------------------------------------------------------------------------------------------------
+
+const NG: &str = "127.0.0.1:22222";
+/// pcap record header, IPv4 and UDP headers: rtpengine's `raw` recording format.
+const RECORD: usize = 16 + 28 + PAYLOAD;
+
+fn measure_rtpengine(size: &Size) -> f64 {
+    let directory = tempfile::tempdir().unwrap();
+    let recordings = directory.path().join("recordings");
+    std::fs::create_dir(&recordings).unwrap();
+    let mut child = Command::new("taskset")
+        .args([
+            "-c",
+            "0",
+            "rtpengine",
+            "--config-file=none",
+            "--table=-1",
+            "--foreground",
+            "--log-stderr",
+            "--log-level=3",
+        ])
+        .args([
+            "--interface=127.0.0.1",
+            "--listen-ng=127.0.0.1:22222",
+            "--port-min=10000",
+            "--port-max=60000",
+        ])
+        .args(["--recording-method=pcap", "--recording-format=raw", "--num-threads=2", "--timeout=600"])
+        .args(["--silent-timeout=600", "--delete-delay=0"])
+        .arg(format!("--recording-dir={}", recordings.display()))
+        .arg(format!("--pidfile={}", directory.path().join("pid").display()))
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("taskset and rtpengine are installed");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(NG).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let ports: Vec<u16> = (0..size.streams / 2).flat_map(|call| publish(&socket, call)).collect();
+    let (sent, nanos) = load(&ports, size.seconds, child.id());
+    (0..size.streams / 2)
+        .for_each(|call| drop(ng(&socket, &[("command", "delete"), ("call-id", &call.to_string())])));
+    // SAFETY: a signal to the child that this function started and has not waited for.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    child.wait().unwrap();
+    let found: usize = std::fs::read_dir(recordings.join("pcaps"))
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len() as usize)
+        .map(|len| len.saturating_sub(24) / RECORD)
+        .sum();
+    if found as u64 != sent {
+        println!("rtpengine lost {} of {sent} packets", sent - found as u64);
+    }
+    nanos as f64 / sent as f64
+}
+
+/// Offers two legs the way an SRS's front end would, and has them recorded. Returns the ports.
+fn publish(socket: &UdpSocket, call: usize) -> Vec<u16> {
+    let id = call.to_string();
+    let sdp = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n\
+               m=audio 9000 RTP/AVP 0\r\na=sendonly\r\nm=audio 9002 RTP/AVP 0\r\na=sendonly\r\n";
+    let call_id = ("call-id", id.as_str());
+    let publish = [
+        ("command", "publish"),
+        call_id,
+        ("from-tag", "a"),
+        ("ICE", "remove"),
+        ("DTLS", "off"),
+        ("sdp", sdp),
+    ];
+    let answer = ng(socket, &publish);
+    ng(socket, &[("command", "start recording"), call_id]);
+    let ports: Vec<u16> =
+        answer.lines().filter_map(|l| l.strip_prefix("m=audio ")?.split(' ').next()?.parse().ok()).collect();
+    assert_eq!(ports.len(), 2, "{answer}");
+    ports
+}
+
+/// One request of rtpengine's control protocol: a cookie, then a bencoded dictionary. Repeated until it is answered.
+fn ng(socket: &UdpSocket, fields: &[(&str, &str)]) -> String {
+    static COOKIE: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let cookie = format!("c{} ", COOKIE.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let text = |value: &str| format!("{}:{value}", value.len());
+    let body: String = fields.iter().map(|(key, value)| text(key) + &text(value)).collect();
+    let mut buffer = [0; 65_536];
+    for _ in 0..20 {
+        let _ = socket.send(format!("{cookie}d{body}e").as_bytes());
+        while let Ok(len) = socket.recv(&mut buffer) {
+            let answer = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            if answer.starts_with(&cookie) {
+                assert!(!answer.contains("6:result5:error"), "{answer}");
+                return answer;
+            }
+        }
+    }
+    panic!("rtpengine does not answer on {NG}");
 }
 
 // ---- the load ---------------------------------------------------------------------------------------------------
@@ -264,7 +387,10 @@ impl Sender {
             packet[8..12].copy_from_slice(&(index as u32 + 1).to_be_bytes());
             packet
         };
-        Sender { addresses: ports.iter().map(address).collect(), packets: (0..ports.len()).map(packet).collect() }
+        Sender {
+            addresses: ports.iter().map(address).collect(),
+            packets: (0..ports.len()).map(packet).collect(),
+        }
     }
 
     fn send(&mut self, socket: &UdpSocket, from: usize, sequence: u16) {
@@ -285,7 +411,12 @@ impl Sender {
             }
             let mut done = 0;
             while done < to - from {
-                let n = libc::sendmmsg(socket.as_raw_fd(), messages.as_mut_ptr().add(done), (to - from - done) as u32, 0);
+                let n = libc::sendmmsg(
+                    socket.as_raw_fd(),
+                    messages.as_mut_ptr().add(done),
+                    (to - from - done) as u32,
+                    0,
+                );
                 assert!(n > 0, "{}", std::io::Error::last_os_error());
                 done += n as usize;
             }

@@ -8,6 +8,8 @@ use std::time::Duration;
 pub const SIP_HEAD_MAX: usize = 64 * 1024;
 /// Body of one SIP message: the largest metadata accepted plus SDP and delimiters.
 pub const SIP_BODY_MAX: usize = 512 * 1024;
+/// Bytes of one TCP connection that wait to become messages: the largest message, and the reads that brought its end.
+pub const SIP_BUFFERED_MAX: usize = SIP_HEAD_MAX + SIP_BODY_MAX + 8 * TCP_BUFFER_SIZE;
 /// Header fields in one message, each line of a repeated field counted. The longest seen in the wild has 41.
 pub const SIP_HEADERS_MAX: usize = 128;
 /// Parts of one multipart body: deployed SRCs send two or three.
@@ -53,6 +55,9 @@ pub const SESSIONS_MAX: usize = 100_000;
 pub const TRANSACTIONS_PER_SESSION: usize = 8;
 /// Transactions beyond the per-session share, so that a box with few slots can still refuse politely.
 pub const TRANSACTIONS_BASE: usize = 4_096;
+/// Bytes of the responses that transactions keep for repeating; beyond it new INVITEs are refused. Answers of one busy hour
+/// need 2 KiB x 3 x 2,000 calls/s x 32 s at most.
+pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// SIP messages of one dialog that are kept while its files are being opened: INVITE, 100 and retransmissions.
 pub const SIGNALS_PENDING_MAX: usize = 16;
 /// Streams of one recording that are recorded; further m-lines are answered with port 0.
@@ -117,6 +122,9 @@ pub const BATCH_WAIT: Duration = Duration::from_millis(2);
 pub const BATCH_WAIT_BUSY: Duration = Duration::from_micros(200);
 /// Completions that end the sleep early.
 pub const BATCH_COMPLETIONS: usize = 512;
+/// How long a start waits in all for media ports that are taken, and how often it looks.
+pub const BIND_PATIENCE: Duration = Duration::from_millis(500);
+pub const BIND_RETRY: Duration = Duration::from_millis(10);
 /// How long a reactor that stops waits for bytes that TCP peers have not taken yet.
 pub const STOP_GRACE: Duration = Duration::from_millis(500);
 /// How often blocks are looked at for their age, and sockets for their drops.
@@ -125,6 +133,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub const SWEEP_MAX: Duration = Duration::from_secs(1);
 /// How long ports stay open after the dialog's end: what the kernel received before the BYE is still on its way to us.
 pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
+/// The same when datagrams still wait in the sockets, which only happens on a box that is behind with its work.
+pub const CLOSE_LINGER_MAX: Duration = Duration::from_secs(10);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.

@@ -1,13 +1,17 @@
 //! The `sipreel` command: parse, run, exit code.
 
+mod demo;
+#[path = "../tools/load/mod.rs"]
+mod load;
+
 use std::process::ExitCode;
 
 use clap::Parser;
-use sipreel::shell;
+use sipreel::shell::{self, cli::Cli};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    shell::run(&shell::cli::Cli::parse())
+    shell::run(&Cli::parse(), demo::run)
 }

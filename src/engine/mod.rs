@@ -322,14 +322,16 @@ impl Plan {
     fn bind(&self, settings: &Settings, warnings: &mut Vec<String>) -> Result<Vec<Bound>, StartError> {
         let last = settings.media_ports.1;
         let mut next = u32::from(self.first);
+        let deadline = cpu::now().mono + limits::BIND_PATIENCE;
         let mut bound = Vec::new();
         let mut taken = Vec::new();
         for reactor in 0..self.reactors {
             let wanted = self.pairs / self.reactors + usize::from(reactor < self.pairs % self.reactors);
             let ports = (next..u32::from(last)).step_by(2).map(|port| port as u16);
-            let (mine, not_mine) = sockets::bind(settings.media_ip, ports, wanted).map_err(|e| {
-                format!("binding media ports failed ({e}): check --media-ip and --media-ports")
-            })?;
+            let (mine, not_mine) =
+                sockets::bind(settings.media_ip, ports, wanted, deadline).map_err(|e| {
+                    format!("binding media ports failed ({e}): check --media-ip and --media-ports")
+                })?;
             next += (mine.rtp_ports.len() + not_mine.len()) as u32 * 2;
             bound.push(mine);
             taken.extend(not_mine);

@@ -86,7 +86,7 @@ impl Reactor {
             self.due()?;
             self.publish()?;
             if self.clock.stop_at.is_some_and(|at| self.clock.now.mono >= at || self.tcp.idle()) {
-                return Ok(());
+                return self.ring.close();
             }
         }
     }

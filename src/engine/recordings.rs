@@ -69,15 +69,30 @@ struct LiveStream {
     kernel_dropped: u64,
 }
 
+impl LiveStream {
+    /// RTP, RTCP.
+    fn sockets(&self) -> [u32; 2] {
+        let first = u32::from(self.ports.index) * 2;
+        [first, first + 1]
+    }
+}
+
 enum Stage {
     Opening,
     Active,
-    /// The dialog is over; what was on its way still comes in until the time given.
-    Lingering(Mono, Box<Manifest>),
+    /// The dialog is over; what was on its way still comes in. Without a manifest nothing of it is kept in the end.
+    Lingering(Linger, Option<Box<Manifest>>),
     /// Ports silent, last blocks on their way.
-    Flushing(Box<Manifest>),
+    Flushing(Option<Box<Manifest>>),
     /// Cancelled while it was being opened.
     Cancelled,
+}
+
+struct Linger {
+    /// When the ports are looked at next: if nothing waits in them, they fall silent.
+    until: Mono,
+    /// When they do in any case.
+    latest: Mono,
 }
 
 pub struct Recordings {
@@ -382,9 +397,10 @@ impl Recordings {
         };
         match (manifest, &live.stage) {
             (_, Stage::Opening) => live.stage = Stage::Cancelled,
-            // A recording that was established is never thrown away, so it ends with a manifest.
-            (Some(manifest), Stage::Active) => {
-                live.stage = Stage::Lingering(now.mono + limits::CLOSE_LINGER, manifest);
+            (manifest, Stage::Active) => {
+                let linger =
+                    if manifest.is_some() { Linger::for_the_rest(now.mono) } else { Linger::none(now.mono) };
+                live.stage = Stage::Lingering(linger, manifest);
                 self.ending.push(key.slot);
             }
             _ => {}
@@ -422,18 +438,23 @@ impl Recordings {
         events: &mut Vec<Event>,
     ) -> io::Result<bool> {
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
-        if matches!(live.stage, Stage::Lingering(until, _) if now.mono >= until) {
-            let Stage::Lingering(_, manifest) = std::mem::replace(&mut live.stage, Stage::Opening) else {
+        if let Stage::Lingering(linger, _) = &mut live.stage {
+            if now.mono < linger.until {
                 return Ok(false);
+            }
+            let ports = &self.ports;
+            let ours = |socket: &u32| {
+                let port = &ports[*socket as usize];
+                port.recording == slot && port.state == PortState::Open
             };
-            live.stage = Stage::Flushing(manifest);
-            for stream in 0..live.streams.len() {
-                self.silence(sockets, slot, stream);
+            let waits = |stream: &LiveStream| {
+                stream.sockets().into_iter().filter(ours).any(|socket| sockets.waiting(socket))
+            };
+            if now.mono < linger.latest && live.streams.iter().any(waits) {
+                linger.until = now.mono + limits::CLOSE_LINGER;
+                return Ok(false);
             }
-            if let Some(live) = self.live[slot as usize].as_mut() {
-                live.media.flush(&mut self.writes);
-            }
-            self.write(ring, slot, now.mono, true)?;
+            self.fall_silent(ring, sockets, slot, now)?;
         }
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
         let idle = live.files.iter().all(|&file| self.files.idle(file));
@@ -442,13 +463,26 @@ impl Recordings {
         }
         let key = live.key;
         if let Some(mut live) = self.take(slot) {
-            let finished = live.finished(&mut self.files, ring)?;
-            if let Some(finished) = finished {
-                self.jobs.send(Job::Commit(Box::new(finished)));
-            }
+            self.jobs.send(match live.finished(&mut self.files, ring)? {
+                Some(finished) => Job::Commit(Box::new(finished)),
+                None => Job::Discard { path: live.path },
+            });
         }
         events.push(Event::Closed { key });
         Ok(true)
+    }
+
+    /// From lingering to flushing: the last blocks are sent off.
+    fn fall_silent(&mut self, ring: &mut Ring, sockets: &mut Sockets, slot: u32, now: Now) -> io::Result<()> {
+        let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
+        (0..streams).for_each(|stream| self.silence(sockets, slot, stream));
+        let Some(live) = self.live[slot as usize].as_mut() else { return Ok(()) };
+        live.media.flush(&mut self.writes);
+        live.stage = match std::mem::replace(&mut live.stage, Stage::Cancelled) {
+            Stage::Lingering(_, manifest) => Stage::Flushing(manifest),
+            other => other,
+        };
+        self.write(ring, slot, now.mono, true)
     }
 
     /// A write has completed.
@@ -540,7 +574,7 @@ impl Recordings {
         else {
             return;
         };
-        for socket in [u32::from(stream.ports.index) * 2, u32::from(stream.ports.index) * 2 + 1] {
+        for socket in stream.sockets() {
             let port = self.ports[socket as usize];
             if port.state == PortState::Open && port.recording == slot {
                 let drops = u64::from(sockets.new_drops(socket));
@@ -567,6 +601,16 @@ impl Recordings {
         }
         self.jobs.send(Job::Discard { path: live.path });
         Ok(())
+    }
+}
+
+impl Linger {
+    fn for_the_rest(now: Mono) -> Linger {
+        Linger { until: now + limits::CLOSE_LINGER, latest: now + limits::CLOSE_LINGER_MAX }
+    }
+
+    fn none(now: Mono) -> Linger {
+        Linger { until: now, latest: now }
     }
 }
 
@@ -599,7 +643,7 @@ impl Live {
         for (index, &file) in self.files.iter().enumerate() {
             media.push((self.media.file_name(index as u8), files.close(ring, file)?));
         }
-        let Stage::Flushing(manifest) = std::mem::replace(&mut self.stage, Stage::Cancelled) else {
+        let Stage::Flushing(Some(manifest)) = std::mem::replace(&mut self.stage, Stage::Cancelled) else {
             return Ok(None);
         };
         let mut manifest = *manifest;

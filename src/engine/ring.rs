@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use io_uring::types::{SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, squeue};
 
 use crate::limits;
@@ -144,6 +144,13 @@ impl Ring {
             }
             Err(e) => Err(e),
         }
+    }
+
+    /// Cancels every operation and lets go of every file. Otherwise the kernel does so some time after the ring is gone, and
+    /// until then the ports look taken to the next recorder.
+    pub fn close(&self) -> io::Result<()> {
+        self.io.submitter().register_sync_cancel(None, CancelBuilder::any())?;
+        self.io.submitter().unregister_files()
     }
 
     /// Takes the completions of this turn. Give the vector back with [`Ring::reaped`], so that it is not allocated again.

@@ -1,4 +1,5 @@
-//! INVITEs in the manner of deployed SRCs, for tests. `tests/fixtures/invite` has them whole.
+//! INVITEs in the manner of deployed SRCs, for tests. `tests/fixtures/invite` has them whole: written for this project
+//! from what each SRC is known to do, with invented names, numbers and addresses.
 
 use bytes::Bytes;
 

@@ -17,7 +17,7 @@ pub struct Part {
     pub content_type: String,
     /// Disposition type in lower case: `session`, `recording-session`.
     pub disposition: Option<String>,
-    /// `handling=optional` (RFC 3204 §4): the message stands even when this part cannot be understood.
+    /// `handling=optional` (RFC 3261 §20.11): the message stands even when this part cannot be understood.
     pub handling_optional: bool,
     /// A slice of the message, not a copy.
     pub body: Bytes,

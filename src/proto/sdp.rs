@@ -54,7 +54,7 @@ pub struct MediaLine {
     pub formats: Vec<String>,
     /// Formats whose codec is known, in the order of `formats`.
     pub codecs: Vec<Codec>,
-    /// a=label, a token (RFC 4574).
+    /// a=label as offered. RFC 4574 asks for a token, nothing here checks it: not fit for a file name as it is.
     pub label: Option<String>,
     /// a=mid (RFC 5888).
     pub mid: Option<String>,
@@ -132,9 +132,10 @@ pub fn parse(body: &[u8]) -> Result<Offer, SdpError> {
     Ok(Offer { origin: origin(body), media })
 }
 
+/// What the library says, which may quote the offer: short and printable, for logs and reason phrases.
 fn malformed(refused: &sdp_types::ParserError) -> SdpError {
     const SHOWN: usize = 120;
-    SdpError::Malformed(refused.to_string().chars().take(SHOWN).collect())
+    SdpError::Malformed(refused.to_string().chars().filter(|c| !c.is_control()).take(SHOWN).collect())
 }
 
 /// The lines that describe media (v, c, m, a), with what is known to go wrong in them put right: blanks at the end or
@@ -204,7 +205,7 @@ fn media_line(media: &sdp_types::Media, session: &sdp_types::Session) -> Result<
         format_attributes: formats
             .iter()
             .filter_map(|format| payload_type(format))
-            .flat_map(|t| attributes.lines(t))
+            .flat_map(|payload_type| attributes.lines(payload_type))
             .collect(),
         formats,
         kind: media.media.clone(),
@@ -811,9 +812,9 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_short() {
-        let error = parse(&[b"v=", &[b'x'; 10_000][..]].concat()).unwrap_err();
-        assert!(error.to_string().len() < 600, "{error}");
+    fn errors_are_short_and_printable() {
+        let error = parse(&[b"v=\x1b[31m", &[b'x'; 10_000][..]].concat()).unwrap_err().to_string();
+        assert!(error.len() < 600 && !error.contains(char::is_control), "{error}");
     }
 
     #[test]

@@ -7,11 +7,29 @@
 //!
 //! No 200 leaves before the reactor has said that the files exist and the ports are armed.
 
+mod answer;
+mod client;
+mod content;
+mod dialog;
+mod ending;
+mod history;
+pub mod id;
+mod invite;
+mod ports;
+mod recording;
+mod requests;
+mod send;
 pub mod seqlock;
+mod slots;
 pub mod table;
+#[cfg(test)]
+mod tests;
+mod timers;
+mod transaction;
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +40,14 @@ use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
 use crate::proto::manifest::{Format, Manifest};
 use crate::proto::sdp::Codec;
+
+use client::Clients;
+use ending::Drain;
+use ports::Ports;
+use slots::Slots;
 use table::Table;
+use timers::Timers;
+use transaction::{Fingerprint, Transactions};
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Transport {
@@ -181,6 +206,8 @@ pub struct OpenStream {
     pub ports: PortPair,
     /// The address that the answer gave: the destination address of its packets.
     pub address: IpAddr,
+    /// The a=label, made fit for a file name (letters, digits, `-`, `_`, at most 64 and a number) and unlike that of every
+    /// other stream of the recording; `stream-<index>` when there is none.
     pub label: String,
     /// All codecs answered, the preferred one first. Raw files are laid out for the first that is not telephone-event.
     pub codecs: Vec<Codec>,
@@ -188,7 +215,7 @@ pub struct OpenStream {
     pub rtcp_mux: bool,
 }
 
-/// Streams that a re-INVITE added or ended.
+/// Streams that a re-INVITE added or ended. One at a time: the next comes after `Changed` or `ChangeFailed`.
 #[derive(Debug)]
 pub struct Change {
     pub key: RecordingKey,
@@ -213,7 +240,8 @@ pub struct SmallFile {
     pub bytes: Bytes,
 }
 
-/// End the recording. The engine adds to the manifest what it knows: stream figures, files, hashes.
+/// End the recording. It comes after `Opened` only, but perhaps while a `Change` is under way, whose answer may then be left
+/// out. The ports of all streams are used until `Closed`. The engine adds to the manifest what it knows: stream figures, files, hashes.
 #[derive(Debug)]
 pub struct Close {
     pub key: RecordingKey,
@@ -267,30 +295,112 @@ pub struct Sessions {
     counters: Arc<SessionCounters>,
     table: Arc<Table>,
     rng: StdRng,
+    fingerprint: Fingerprint,
+    transactions: Transactions,
+    clients: Clients,
+    slots: Slots,
+    ports: Ports,
+    /// The recording of each dialog, by our tag.
+    dialogs: HashMap<u64, RecordingKey>,
+    /// Deadlines of the recordings, by slot.
+    timers: Timers<u32>,
+    /// The newest generation that is gone, for each connection slot of each reactor.
+    gone: HashMap<(u8, u32), u32>,
+    drain: Drain,
+    /// Recordings closed with a manifest whose commit is not reported yet.
+    commits_pending: usize,
     notices: Vec<Notice>,
     setup_times: Vec<u64>,
 }
 
 impl Sessions {
     /// `table` has at least `rules.sessions_max` slots, and no other writer.
-    pub fn new(rules: Rules, counters: Arc<SessionCounters>, table: Arc<Table>, rng: StdRng) -> Sessions {
-        Sessions { rules, counters, table, rng, notices: Vec::new(), setup_times: Vec::new() }
+    pub fn new(rules: Rules, counters: Arc<SessionCounters>, table: Arc<Table>, mut rng: StdRng) -> Sessions {
+        debug_assert!(table.slots() >= rules.sessions_max);
+        let mut sessions = Sessions {
+            fingerprint: Fingerprint::new(&mut rng),
+            transactions: Transactions::new(ending::transactions_max(rules.sessions_max)),
+            clients: Clients::new(),
+            slots: Slots::new(rules.sessions_max.min(table.slots())),
+            ports: Ports::new(&rules.ports, rules.reactors, rules.port_cooldown),
+            dialogs: HashMap::new(),
+            timers: Timers::new(),
+            gone: HashMap::new(),
+            drain: Drain::No,
+            commits_pending: 0,
+            notices: Vec::new(),
+            setup_times: Vec::new(),
+            rules,
+            counters,
+            table,
+            rng,
+        };
+        sessions.gauge();
+        sessions
     }
 
     /// Takes one event; what follows from it is appended to `out`, in the order in which it is to be done.
-    pub fn handle(&mut self, _now: Now, _event: Event, _out: &mut Vec<Command>) {}
+    pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Command>) {
+        self.ports.thaw(now.mono);
+        match event {
+            Event::Message { flow, bytes, at } => self.message(now, flow, &bytes, at, out),
+            Event::Disconnected { reactor, connection } => {
+                self.gone.insert((reactor, connection.slot), connection.generation);
+            }
+            Event::Opened { key } => self.opened(now, key, out),
+            Event::OpenFailed { key, failure } => self.open_failed(now, key, &failure, out),
+            Event::Changed { key } => self.changed(now, key, out),
+            Event::ChangeFailed { key, failure } => self.change_failed(now, key, &failure, out),
+            Event::Closed { key } => self.closed(now, key),
+            Event::Committed { incomplete, .. } => self.committed(incomplete),
+            Event::CommitFailed { .. } => {
+                self.counters.commits_failed.add(1);
+                self.commits_pending = self.commits_pending.saturating_sub(1);
+            }
+            Event::Drain { grace } => {
+                self.begin_drain(now, grace);
+                self.drain_timeout(now, out);
+            }
+        }
+        self.gauge();
+    }
 
     /// Does what is due. To be called when [`Sessions::next_wake`] has come; earlier or later is harmless.
-    pub fn timeout(&mut self, _now: Now, _out: &mut Vec<Command>) {}
+    pub fn timeout(&mut self, now: Now, out: &mut Vec<Command>) {
+        self.ports.thaw(now.mono);
+        self.recording_timeouts(now, out);
+        let mut resend = Vec::new();
+        self.transactions.timeout(now.mono, &mut resend);
+        for response in resend {
+            self.resend(now, response, out);
+        }
+        let mut requests = Vec::new();
+        self.clients.timeout(now.mono, &mut requests);
+        for (flow, bytes) in requests {
+            self.counters.retransmissions_sent.add(1);
+            out.push(Command::Send { flow, bytes });
+        }
+        self.drain_timeout(now, out);
+        self.gauge();
+    }
 
     /// When [`Sessions::timeout`] is to be called next, if nothing happens before.
     pub fn next_wake(&self) -> Wake {
-        None
+        let parts = [
+            self.timers.next(),
+            self.transactions.next(),
+            self.clients.next(),
+            self.ports.next(),
+            self.drain.next(),
+        ];
+        parts.into_iter().flatten().min()
     }
 
     /// A drain has ended: no recording is left in memory, every commit is reported, every BYE answered or given up.
     pub fn drained(&self) -> bool {
-        false
+        let Drain::Ending { over, .. } = self.drain else { return false };
+        let byes = over || self.clients.unanswered() == 0;
+        byes && self.slots.occupied() == 0 && self.commits_pending == 0
     }
 
     /// What is worth a log line since the last call.
@@ -302,4 +412,36 @@ impl Sessions {
     pub fn setup_times(&mut self) -> std::vec::Drain<'_, u64> {
         self.setup_times.drain(..)
     }
+
+    fn committed(&mut self, incomplete: bool) {
+        self.commits_pending = self.commits_pending.saturating_sub(1);
+        self.counters.committed.add(1);
+        self.counters.incomplete.add(u64::from(incomplete));
+    }
+
+    /// Sets the deadline of a recording by what it waits for.
+    fn rearm(&mut self, key: RecordingKey) {
+        if let Some(recording) = self.slots.get_mut(key) {
+            let due = recording.due();
+            self.timers.set(&mut recording.armed, key.slot, due);
+        }
+    }
+
+    fn publish(&self, key: RecordingKey) {
+        if let Some(recording) = self.slots.get(key) {
+            self.table.publish(&recording.snapshot());
+        }
+    }
+
+    fn gauge(&mut self) {
+        self.counters.ports_free.set(self.ports.free() as u64);
+        self.counters.ports_used.set(self.ports.used() as u64);
+        self.counters.ports_cooling.set(self.ports.cooling() as u64);
+        self.counters.transactions.set(self.transactions.len() as u64);
+    }
+}
+
+/// An address as a URI or Via has it: IPv6 in brackets, no zone.
+fn contact_host(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port())
 }

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::RecordingKey;
+use super::id::Id;
 use super::seqlock::Seqlock;
 use crate::clock::Wall;
 use crate::limits::{TABLE_READ_ATTEMPTS, TABLE_TEXT};
@@ -26,8 +27,7 @@ pub enum State {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Snapshot {
     pub key: RecordingKey,
-    /// The 128 bits of the recording id, a UUID version 7.
-    pub id: u128,
+    pub id: Id,
     /// The first [`TABLE_TEXT`] bytes of the Call-ID, cut at a character.
     pub call_id: String,
     pub peer: SocketAddr,
@@ -97,8 +97,8 @@ fn encode(snapshot: &Snapshot) -> [u64; WORDS] {
         | u64::from(snapshot.streams) << 40
         | u64::from(snapshot.key.reactor) << 32
         | u64::from(snapshot.key.generation);
-    words[1] = (snapshot.id >> 64) as u64;
-    words[2] = snapshot.id as u64;
+    words[1] = (snapshot.id.0 >> 64) as u64;
+    words[2] = snapshot.id.0 as u64;
     words[3] = snapshot.start.0;
     let (ip, v6) = match snapshot.peer.ip() {
         IpAddr::V4(ip) => (ip.to_ipv6_mapped(), 0),
@@ -129,7 +129,7 @@ fn decode(slot: u32, words: &[u64; WORDS]) -> Option<Snapshot> {
     let text: Vec<u8> = words[TEXT..].iter().flat_map(|word| word.to_le_bytes()).collect();
     Some(Snapshot {
         key: RecordingKey { reactor: (words[0] >> 32) as u8, slot, generation: words[0] as u32 },
-        id: u128::from(words[1]) << 64 | u128::from(words[2]),
+        id: Id(u128::from(words[1]) << 64 | u128::from(words[2])),
         call_id: String::from_utf8_lossy(&text[..words[7] as usize]).into_owned(),
         peer: SocketAddr::new(ip, words[6] as u16),
         state: [State::Opening, State::Established, State::Changing, State::Closing]
@@ -142,4 +142,54 @@ fn decode(slot: u32, words: &[u64; WORDS]) -> Option<Snapshot> {
 /// The longest prefix that fits the table, cut at a character.
 fn truncate(text: &str) -> &str {
     &text[..text.floor_char_boundary(TABLE_TEXT)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(slot: u32, generation: u32, peer: &str, call_id: &str) -> Snapshot {
+        Snapshot {
+            key: RecordingKey { reactor: 3, slot, generation },
+            id: Id(0x0192_3456_789a_7bcd_8ef0_1234_5678_9abc),
+            call_id: call_id.to_owned(),
+            peer: peer.parse().unwrap(),
+            state: State::Changing,
+            start: Wall(1_795_336_245_123_456_789),
+            streams: 16,
+        }
+    }
+
+    #[test]
+    fn a_snapshot_comes_back_as_it_was() {
+        let table = Table::new(4);
+        for (slot, peer) in [(0, "192.0.2.1:5060"), (1, "[2001:db8::1]:65535"), (3, "[::ffff:192.0.2.1]:1")] {
+            let snapshot = snapshot(slot, u32::MAX, peer, "3848276298220188511@atlanta.example.com");
+            table.publish(&snapshot);
+            assert_eq!(table.read(slot), Some(snapshot));
+        }
+        assert_eq!(table.read(2), None);
+        assert_eq!(table.read(4), None);
+        assert_eq!(table.iter().map(|snapshot| snapshot.key.slot).collect::<Vec<_>>(), [0, 1, 3]);
+    }
+
+    #[test]
+    fn a_long_call_id_is_cut_at_a_character() {
+        let table = Table::new(1);
+        table.publish(&snapshot(0, 1, "192.0.2.1:5060", &format!("{}é", "x".repeat(TABLE_TEXT - 1))));
+        assert_eq!(table.read(0).unwrap().call_id, "x".repeat(TABLE_TEXT - 1));
+    }
+
+    #[test]
+    fn an_old_key_finds_nothing() {
+        let table = Table::new(1);
+        let first = snapshot(0, 1, "192.0.2.1:5060", "a");
+        table.publish(&first);
+        assert_eq!(table.find(first.key), Some(first.clone()));
+        table.clear(0);
+        assert_eq!(table.find(first.key), None);
+        table.publish(&snapshot(0, 2, "192.0.2.1:5060", "b"));
+        assert_eq!(table.find(first.key), None);
+        assert_eq!(table.read(0).unwrap().call_id, "b");
+    }
 }

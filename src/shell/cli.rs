@@ -31,6 +31,19 @@ pub enum Command {
     Stats(ClientArgs),
     /// List the sessions that are being recorded now
     Sessions(ClientArgs),
+    /// Record 20 calls on loopback, prove the recordings, and show how to listen to them
+    Demo(DemoArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Where the recordings go [default: a new directory below the one for temporary files]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// How they are laid out
+    #[arg(long, value_enum, default_value = "pcap")]
+    pub format: Format,
 }
 
 /// Of a flag that cannot repeat the last one counts: what a service's environment appends wins over what its unit says.

@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cli::{Cli, ClientArgs, Command, RecordArgs};
+use cli::{Cli, ClientArgs, Command, DemoArgs, RecordArgs};
 use config::{Config, Host, Listed, Refusal};
 use signals::Ending;
 use stats::Identity;
@@ -29,12 +29,13 @@ const EXIT_REFUSED: u8 = 2;
 /// What a drain may take beyond its calls: the BYEs, then writing, syncing and renaming what was open.
 const DRAIN_MARGIN: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// Runs the command. What goes wrong is said on stderr, in one line.
-pub fn run(cli: &Cli) -> ExitCode {
+/// Runs the command. What goes wrong is said on stderr, in one line. The demo is not the daemon's, so it is the caller's.
+pub fn run(cli: &Cli, demo: impl FnOnce(&DemoArgs) -> ExitCode) -> ExitCode {
     match &cli.command {
         Command::Record(args) => record(args),
         Command::Stats(args) => ask(args, stats_client::stats, stats_client::stats_table),
         Command::Sessions(args) => ask(args, stats_client::sessions, stats_client::sessions_table),
+        Command::Demo(args) => demo(args),
     }
 }
 

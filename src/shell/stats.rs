@@ -423,7 +423,7 @@ impl Quantiles {
 impl Session {
     fn new(snapshot: &table::Snapshot, now: Wall) -> Session {
         Session {
-            id: hyphenated(snapshot.id),
+            id: snapshot.id.to_string(),
             call_id: snapshot.call_id.clone(),
             peer: snapshot.peer.to_string(),
             state: format!("{:?}", snapshot.state).to_lowercase(),
@@ -433,12 +433,6 @@ impl Session {
             reactor: snapshot.key.reactor,
         }
     }
-}
-
-/// A UUID as RFC 9562 §4 writes it.
-fn hyphenated(id: u128) -> String {
-    let digits = format!("{id:032x}");
-    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
 }
 
 /// All of them, zeroes too: a monitor can rely on every name.

@@ -12,8 +12,10 @@ use io_uring::types::Fixed;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::buffers::Buffers;
+use super::super::cpu;
 use super::super::datagram::{self, Datagram};
 use super::super::ring::{Completion, Kind, Ring, Token};
+use crate::clock::Mono;
 use crate::limits;
 
 /// Buffer group of the media sockets.
@@ -25,11 +27,13 @@ pub struct Bound {
     pub rtp_ports: Vec<u16>,
 }
 
-/// Binds pairs from `ports`, in order, until `wanted` are bound. Pairs of which a port is taken are left out and named.
+/// Binds pairs from `ports`, in order, until `wanted` are bound. Pairs of which a port is still taken at `deadline` are left
+/// out and named: the ports of a recorder that was killed are free again when the kernel has cleared away its rings.
 pub fn bind(
     ip: Option<IpAddr>,
     ports: impl Iterator<Item = u16>,
     wanted: usize,
+    deadline: Mono,
 ) -> io::Result<(Bound, Vec<u16>)> {
     let mut bound = Bound { sockets: Vec::new(), rtp_ports: Vec::new() };
     let mut taken = Vec::new();
@@ -37,16 +41,27 @@ pub fn bind(
         if bound.rtp_ports.len() == wanted {
             break;
         }
-        match (socket(ip, rtp), socket(ip, rtp + 1)) {
-            (Ok(a), Ok(b)) => {
-                bound.sockets.extend([a, b]);
+        match pair(ip, rtp, deadline) {
+            Ok(pair) => {
+                bound.sockets.extend(pair);
                 bound.rtp_ports.push(rtp);
             }
-            (Err(e), _) | (_, Err(e)) if e.kind() == io::ErrorKind::AddrInUse => taken.push(rtp),
-            (Err(e), _) | (_, Err(e)) => return Err(e),
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => taken.push(rtp),
+            Err(e) => return Err(e),
         }
     }
     Ok((bound, taken))
+}
+
+fn pair(ip: Option<IpAddr>, rtp: u16, deadline: Mono) -> io::Result<[Socket; 2]> {
+    loop {
+        match socket(ip, rtp).and_then(|a| Ok([a, socket(ip, rtp + 1)?])) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse && cpu::now().mono < deadline => {
+                std::thread::sleep(limits::BIND_RETRY);
+            }
+            result => return result,
+        }
+    }
 }
 
 fn socket(ip: Option<IpAddr>, port: u16) -> io::Result<Socket> {
@@ -170,6 +185,15 @@ impl Sockets {
             unsafe { ring.push(&entry)? };
         }
         Ok(())
+    }
+
+    /// Whether datagrams that the kernel has received wait in this socket.
+    pub fn waiting(&self, socket: u32) -> bool {
+        let mut bytes: libc::c_int = 0;
+        let fd = self.bound.sockets[socket as usize].as_raw_fd();
+        // SAFETY: FIONREAD writes one integer, the length of the next datagram, to a local.
+        let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut bytes) };
+        result == 0 && bytes > 0
     }
 
     /// Datagrams that the kernel has dropped on this socket since this was last asked (SO_MEMINFO).

@@ -49,9 +49,6 @@ pub enum Frame {
     Ping,
 }
 
-/// The most that is held: the largest message and the reads that brought its end.
-const BUFFERED_MAX: usize = limits::SIP_HEAD_MAX + limits::SIP_BODY_MAX + 8 * limits::TCP_BUFFER_SIZE;
-
 /// Cuts a stream into messages. Each byte is looked at once, however the stream is sliced.
 #[derive(Debug, Default)]
 pub struct Framer {
@@ -75,7 +72,7 @@ impl Framer {
         if let Some(error) = self.failed {
             return Err(error);
         }
-        if self.buffer.len() + chunk.len() > BUFFERED_MAX {
+        if self.buffer.len() + chunk.len() > limits::SIP_BUFFERED_MAX {
             self.failed = Some(Unframeable::Overrun);
             return Err(Unframeable::Overrun);
         }

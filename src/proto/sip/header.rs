@@ -47,20 +47,21 @@ impl<'a> Via<'a> {
         Some(via)
     }
 
-    fn set(&mut self, name: &str, value: Option<&'a str>) -> Option<()> {
+    fn set(&mut self, name: &str, value: Option<&'a [u8]>) -> Option<()> {
         let value = value.filter(|value| !value.is_empty());
+        let text = || std::str::from_utf8(value?).ok();
         if name.eq_ignore_ascii_case("branch") {
             // Two branches: elements would disagree about the transaction.
             self.branch.is_none().then_some(())?;
-            self.branch = Some(value?);
+            self.branch = Some(text()?);
         } else if name.eq_ignore_ascii_case("received") {
-            self.received = Some(value?);
+            self.received = Some(text()?);
         } else if name.eq_ignore_ascii_case("maddr") {
-            self.maddr = Some(value?);
+            self.maddr = Some(text()?);
         } else if name.eq_ignore_ascii_case("rport") {
             self.rport = match value {
                 None => Rport::Asked,
-                Some(port) => Rport::Is(u16::try_from(lexical::number(port.as_bytes())?).ok()?),
+                Some(port) => Rport::Is(u16::try_from(lexical::number(port)?).ok()?),
             };
         }
         Some(())
@@ -104,14 +105,17 @@ impl<'a> NameAddr<'a> {
         name_addr.params_are_sound().then_some(name_addr)
     }
 
-    /// Every parameter can be read, nothing follows them, and there is at most one tag.
+    /// Every parameter can be read, nothing follows them, and there is at most one tag, in UTF-8.
     fn params_are_sound(&self) -> bool {
         let mut cursor = Cursor::new(self.params);
         let mut tags = 0;
         while cursor.separator(b';').is_some() {
             match cursor.param() {
                 None => return false,
-                Some((name, _)) => tags += usize::from(name.eq_ignore_ascii_case("tag")),
+                Some((name, value)) if name.eq_ignore_ascii_case("tag") => {
+                    tags += 1 + u32::from(std::str::from_utf8(value.unwrap_or_default()).is_err());
+                }
+                Some(_) => {}
             }
         }
         tags <= 1 && cursor.end().is_some()
@@ -123,13 +127,13 @@ impl<'a> NameAddr<'a> {
     }
 
     /// A header parameter: `Some("")` for one without a value, such as `+sip.src`. Without brackets every parameter is
-    /// one (RFC 3261 §20.10).
+    /// one (RFC 3261 §20.10). `None` also when the value is not UTF-8.
     pub fn param(&self, name: &str) -> Option<&'a str> {
         let mut cursor = Cursor::new(self.params);
         while cursor.separator(b';').is_some() {
             let (found, value) = cursor.param()?;
             if found.eq_ignore_ascii_case(name) {
-                return Some(value.unwrap_or(""));
+                return std::str::from_utf8(value.unwrap_or_default()).ok();
             }
         }
         None
@@ -349,6 +353,14 @@ mod tests {
         ] {
             assert!(NameAddr::parse(value.as_bytes()).is_err(), "{value}");
         }
+        assert!(NameAddr::parse(b"<sip:c@h>;tag=\xff").is_err());
+    }
+
+    #[test]
+    fn a_parameter_that_is_not_text_does_not_hide_the_tag() {
+        let address = NameAddr::parse(b"<sip:c@h>;x=\"\xff\";tag=1").unwrap();
+        assert_eq!((address.tag(), address.param("x")), (Some("1"), None));
+        assert_eq!(Via::parse(b"SIP/2.0/UDP h;x=\xff;branch=b").unwrap().branch, Some("b"));
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl<'a> Cursor<'a> {
 
     /// `name [ = value ]` of `;name=value`. The value is a quoted string (returned without quotes), or what reaches to
     /// the next separator.
-    pub fn param(&mut self) -> Option<(&'a str, Option<&'a str>)> {
+    pub fn param(&mut self) -> Option<(&'a str, Option<&'a [u8]>)> {
         let name = self.token()?;
         if self.separator(b'=').is_none() {
             return Some((name, None));
@@ -178,7 +178,7 @@ impl<'a> Cursor<'a> {
         } else {
             self.take_while(|b| is_uri_byte(b) && b != b';' && b != b',')
         };
-        Some((name, Some(std::str::from_utf8(value).ok()?)))
+        Some((name, Some(value)))
     }
 
     /// `host` of RFC 3261 §25.1, an IPv6 address without its brackets.

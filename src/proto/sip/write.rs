@@ -232,12 +232,14 @@ pub fn reason_phrase(code: u16) -> &'static str {
         513 => "Message Too Large",
         603 => "Decline",
         606 => "Not Acceptable",
-        101..200 => "Session Progress",
-        201..300 => "OK",
-        300..400 => "Multiple Choices",
-        500..600 => "Server Internal Error",
-        600..700 => "Decline",
-        _ => "Bad Request",
+        _ => match code / 100 {
+            1 => "Session Progress",
+            2 => "OK",
+            3 => "Multiple Choices",
+            5 => "Server Internal Error",
+            6 => "Decline",
+            _ => "Bad Request",
+        },
     }
 }
 

@@ -1,0 +1,133 @@
+//! The dialog that an INVITE establishes, seen from its UAS (RFC 3261 §12).
+
+use bytes::Bytes;
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Flow, Transport, client, contact_host};
+use crate::proto::sip::{Checked, Message, NameAddr, SipUri, request};
+
+#[derive(Debug)]
+pub struct Dialog {
+    pub call_id: String,
+    pub local_tag: String,
+    /// Empty when the peer's From has no tag (§12.1.1).
+    pub remote_tag: String,
+    local_uri: String,
+    remote_uri: String,
+    /// Where our requests go: the peer's newest Contact.
+    target: String,
+    /// Record-Route of the INVITE, in its order (§12.1.1).
+    routes: Vec<String>,
+    remote_cseq: u32,
+    local_cseq: u32,
+}
+
+/// The CSeq of a request is lower than the one before (§12.2.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfOrder;
+
+impl Dialog {
+    pub fn new(invite: &Message, checked: &Checked, local_tag: String) -> Dialog {
+        Dialog {
+            call_id: checked.call_id.to_owned(),
+            local_tag,
+            remote_tag: checked.from_tag.to_owned(),
+            local_uri: checked.to.uri.to_owned(),
+            remote_uri: checked.from.uri.to_owned(),
+            target: checked.contact.map_or(checked.from.uri, |contact| contact.uri).to_owned(),
+            routes: invite.record_routes().map(str::to_owned).collect(),
+            remote_cseq: checked.cseq.number,
+            local_cseq: 0,
+        }
+    }
+
+    /// Whether the request is in this dialog; the local tag has been compared already.
+    pub fn matches(&self, checked: &Checked) -> bool {
+        self.call_id == checked.call_id && self.remote_tag == checked.from_tag
+    }
+
+    /// Takes the CSeq of a new request. An equal one passes: some SRCs send BYE with the number of their INVITE, and a
+    /// BYE that is refused leaves a recording without an end.
+    pub fn receive(&mut self, cseq: u32) -> Result<(), OutOfOrder> {
+        if cseq < self.remote_cseq {
+            return Err(OutOfOrder);
+        }
+        self.remote_cseq = cseq;
+        Ok(())
+    }
+
+    /// A re-INVITE refreshes the target (§12.2.2).
+    pub fn refresh(&mut self, contact: Option<NameAddr>) {
+        if let Some(contact) = contact {
+            contact.uri.clone_into(&mut self.target);
+        }
+    }
+
+    /// Our BYE, and where it goes (§12.2.1.1). `flow` is that of the dialog's newest request; `branch` a new number.
+    pub fn bye(&mut self, flow: Flow, branch: u64, product: &str) -> (Flow, Bytes) {
+        self.local_cseq += 1;
+        let (uri, routes) = self.request_uri_and_routes();
+        let transport = match flow.transport {
+            Transport::Udp => "UDP",
+            Transport::Tcp => "TCP",
+        };
+        let via = format!(
+            "SIP/2.0/{transport} {};branch={};rport",
+            contact_host(flow.local),
+            client::branch(branch)
+        );
+        let mut bye = request("BYE", uri).header("Via", via).header("Max-Forwards", "70");
+        for route in &routes {
+            bye = bye.header("Route", route);
+        }
+        let bytes = bye
+            .header("From", format!("<{}>;tag={}", self.local_uri, self.local_tag))
+            .header("To", self.remote())
+            .header("Call-ID", &self.call_id)
+            .header("CSeq", format!("{} BYE", self.local_cseq))
+            .header("User-Agent", product)
+            .finish();
+        (self.destination(flow), bytes)
+    }
+
+    fn remote(&self) -> String {
+        match self.remote_tag.as_str() {
+            "" => format!("<{}>", self.remote_uri),
+            tag => format!("<{}>;tag={tag}", self.remote_uri),
+        }
+    }
+
+    /// A first route without `lr` is a strict router: it is the Request-URI, and the target the last route.
+    fn request_uri_and_routes(&self) -> (&str, Vec<String>) {
+        let Some(first) = self.routes.first().and_then(|route| NameAddr::parse(route.as_bytes()).ok()) else {
+            return (&self.target, Vec::new());
+        };
+        if first.uri_param("lr").is_some() {
+            return (&self.target, self.routes.clone());
+        }
+        let rest = self.routes[1..].iter().cloned();
+        (first.uri, rest.chain([format!("<{}>", self.target)]).collect())
+    }
+
+    /// The address of the first route, or of the target, where it is an IP literal of the flow's kind; else where the
+    /// dialog's newest request came from. On TCP the flow's connection is used whatever the URI says.
+    fn destination(&self, flow: Flow) -> Flow {
+        if flow.transport == Transport::Tcp {
+            return flow;
+        }
+        let first = self.routes.first().and_then(|route| NameAddr::parse(route.as_bytes()).ok());
+        let peer = ip_literal(first.map_or(&self.target, |route| route.uri))
+            .filter(|peer| peer.is_ipv4() == flow.local.is_ipv4() && !peer.ip().is_unspecified());
+        Flow { peer: peer.unwrap_or(flow.peer), ..flow }
+    }
+}
+
+/// `None` for a host name, and for a URI that asks for another transport than UDP.
+fn ip_literal(uri: &str) -> Option<SocketAddr> {
+    let uri = SipUri::parse(uri)?;
+    if uri.param("transport").is_some_and(|transport| !transport.eq_ignore_ascii_case("udp")) {
+        return None;
+    }
+    let ip: IpAddr = uri.host.parse().ok()?;
+    Some(SocketAddr::new(ip, uri.port.unwrap_or(5060)))
+}

@@ -1,0 +1,194 @@
+//! How recording sessions end: BYE, no ACK, drain. And what comes after, until the slot is free again.
+
+use rand::Rng;
+use std::time::Duration;
+
+use super::content::content;
+use super::recording::Phase;
+use super::send::{Refusal, Request};
+use super::{Close, Command, Flow, Notice, RecordingKey, Sessions};
+use crate::clock::{Mono, Now};
+use crate::counters::RefuseCause;
+use crate::limits::{BYE_GRACE, T2, TRANSACTIONS_BASE, TRANSACTIONS_PER_SESSION};
+
+/// The way to the end of the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drain {
+    No,
+    /// No new sessions; running ones are ended at this time.
+    Waiting {
+        at: Mono,
+    },
+    /// Every session has got its BYE. Answers are awaited until then.
+    Ending {
+        until: Mono,
+        over: bool,
+    },
+}
+
+impl Drain {
+    pub fn next(self) -> Option<Mono> {
+        match self {
+            Drain::No | Drain::Ending { over: true, .. } => None,
+            Drain::Waiting { at } => Some(at),
+            Drain::Ending { until, over: false } => Some(until),
+        }
+    }
+}
+
+pub fn transactions_max(sessions_max: usize) -> usize {
+    TRANSACTIONS_BASE + sessions_max * TRANSACTIONS_PER_SESSION
+}
+
+impl Sessions {
+    /// RFC 3261 §15.1.2
+    pub(super) fn bye(&mut self, now: Now, key: RecordingKey, request: &Request, out: &mut Vec<Command>) {
+        let metadata = content(request.message, request.bytes).unwrap_or_default().metadata;
+        self.file_metadata(request.at, key, metadata, out);
+        self.terminate_reinvite(now, key, out);
+        let ok = self.build(request.message, 200, None, request.flow).finish();
+        self.respond(now, request, 200, ok, out);
+        self.end(now, key, "bye", out);
+    }
+
+    /// The SRC could not be told by its own BYE, so it gets one from us, if there is still a way to it.
+    fn hang_up(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {
+        self.terminate_reinvite(now, key, out);
+        let branch = self.rng.random();
+        let reachable = self.slots.get(key).is_some_and(|recording| self.reachable(recording.flow));
+        if let Some(recording) = self.slots.get_mut(key).filter(|_| reachable) {
+            let (flow, bytes) = recording.dialog.bye(recording.flow, branch, &self.rules.product);
+            self.clients.begin(now.mono, branch, flow, bytes.clone());
+            self.transmit(now, flow, bytes, Some(key), out);
+        }
+        self.end(now, key, cause, out);
+    }
+
+    /// A re-INVITE that still waits gets its answer before the dialog ends (RFC 3261 §15.1.2). Streams that are being added
+    /// for it end with the others.
+    fn terminate_reinvite(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let Some(changing) = recording.take_changing() else { return };
+        recording.session = changing.session;
+        let refusal = Refusal::new(487, RefuseCause::Cancelled, "the session ends");
+        self.refuse_pending(now, key, &changing.invite, &refusal, out);
+    }
+
+    fn end(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        recording.phase = Phase::Closing;
+        let manifest = recording.manifest(&self.rules, now.wall, cause);
+        if let Some(id) = recording.unacknowledged.take().and_then(|waiting| waiting.transaction) {
+            self.transactions.acknowledged(id);
+        }
+        self.notices.push(Notice::Ended {
+            id: recording.id.to_string(),
+            call_id: recording.dialog.call_id.clone(),
+            cause: cause.to_owned(),
+            seconds: Duration::from_nanos(now.wall.0.saturating_sub(recording.start.0)).as_secs(),
+        });
+        self.counters.active.sub(1);
+        self.commits_pending += 1;
+        self.rearm(key);
+        self.publish(key);
+        out.push(Command::Close(Box::new(Close { key, manifest: Some(Box::new(manifest)) })));
+    }
+
+    pub(super) fn closed(&mut self, now: Now, key: RecordingKey) {
+        if self.slots.get(key).is_some_and(|recording| matches!(recording.phase, Phase::Closing)) {
+            self.release(now, key);
+        }
+    }
+
+    /// The slot is free, the ports rest.
+    pub(super) fn release(&mut self, now: Now, key: RecordingKey) {
+        let Some(mut recording) = self.slots.remove(key) else { return };
+        self.timers.set(&mut recording.armed, key.slot, None);
+        for pair in recording.session.streams.iter().filter_map(|stream| stream.ports) {
+            self.ports.give(now.mono, pair);
+        }
+        if let Ok(tag) = u64::from_str_radix(&recording.dialog.local_tag, 16) {
+            self.dialogs.remove(&tag);
+        }
+        self.table.clear(key.slot);
+    }
+
+    pub(super) fn recording_timeouts(&mut self, now: Now, out: &mut Vec<Command>) {
+        while let Some(slot) = self.timers.pop(now.mono) {
+            let Some(key) = self.slots.key(slot) else { continue };
+            self.recording_timeout(now, key, out);
+            self.rearm(key);
+        }
+    }
+
+    fn recording_timeout(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        if matches!(recording.phase, Phase::Opening(_)) {
+            let refusal =
+                Refusal::unavailable(RefuseCause::OpenTimeout, "the files could not be opened in time");
+            return self.abandon(now, key, &refusal, out);
+        }
+        let Some(waiting) = &mut recording.unacknowledged else { return };
+        if waiting.deadline <= now.mono {
+            self.counters.ack_timeouts.add(1);
+            return self.hang_up(now, key, "ack_timeout", out);
+        }
+        if waiting.next <= now.mono {
+            waiting.next = now.mono + waiting.interval;
+            waiting.interval = (waiting.interval * 2).min(T2);
+            let (flow, ok) = (waiting.flow, waiting.ok.clone());
+            self.counters.retransmissions_sent.add(1);
+            self.transmit(now, flow, ok, Some(key), out);
+        }
+    }
+
+    pub(super) fn begin_drain(&mut self, now: Now, grace: Duration) {
+        let at = now.mono + grace;
+        match self.drain {
+            Drain::No => self.drain = Drain::Waiting { at },
+            Drain::Waiting { at: before } => self.drain = Drain::Waiting { at: at.min(before) },
+            Drain::Ending { .. } => {}
+        }
+    }
+
+    pub(super) fn drain_timeout(&mut self, now: Now, out: &mut Vec<Command>) {
+        match self.drain {
+            Drain::Waiting { at } if at <= now.mono => {
+                self.drain = Drain::Ending { until: now.mono + BYE_GRACE, over: false };
+                for key in self.slots.keys() {
+                    self.drain_recording(now, key, out);
+                }
+            }
+            Drain::Ending { until, over: false } if until <= now.mono => {
+                self.drain = Drain::Ending { until, over: true };
+            }
+            _ => {}
+        }
+    }
+
+    fn drain_recording(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get(key) else { return };
+        match recording.phase {
+            Phase::Opening(_) => {
+                let refusal = Refusal::unavailable(RefuseCause::Draining, "shutting down");
+                self.abandon(now, key, &refusal, out);
+            }
+            Phase::Established | Phase::Changing(_) => self.hang_up(now, key, "drain", out),
+            Phase::Abandoned | Phase::Closing => {}
+        }
+    }
+
+    pub(super) fn draining(&self) -> bool {
+        self.drain != Drain::No
+    }
+
+    /// Whether anything sent on this flow can arrive.
+    fn reachable(&self, flow: Flow) -> bool {
+        flow.connection.is_none_or(|connection| {
+            self.gone.get(&(flow.reactor, connection.slot)).is_none_or(|generation| {
+                // Generations wrap: the connection is newer when it is less than half a turn ahead.
+                connection.generation.wrapping_sub(generation.wrapping_add(1)) < u32::MAX / 2
+            })
+        })
+    }
+}

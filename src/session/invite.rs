@@ -1,0 +1,468 @@
+//! INVITE: from the offer to the 200, for a new recording and within one.
+
+use bytes::Bytes;
+use rand::Rng;
+use std::net::IpAddr;
+
+use super::answer::{self, Plan};
+use super::content::{Content, ContentError, content};
+use super::dialog::Dialog;
+use super::history::History;
+use super::id::{self, Id};
+use super::recording::{Changing, MediaSession, Opening, PendingInvite, Phase, Recording, Unacknowledged};
+use super::send::{ACCEPT, ALLOW, Refusal, Request};
+use super::{
+    Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, SmallFile,
+    Transport, contact_host,
+};
+use crate::clock::{Mono, Now, Wall};
+use crate::counters::RefuseCause;
+use crate::limits::{OPEN_TIMEOUT, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
+use crate::proto::sdp::{self, AnswerOrigin, Offer};
+use crate::proto::sip::{HeaderName, NameAddr};
+
+/// A new recording session that can be had.
+struct Admitted {
+    offer: Offer,
+    plans: Vec<Plan>,
+    metadata: Vec<Bytes>,
+    key: RecordingKey,
+    pairs: Vec<PortPair>,
+}
+
+/// What a re-INVITE leads to.
+struct Renegotiated {
+    session: MediaSession,
+    added: usize,
+    removed: Vec<u8>,
+}
+
+impl Sessions {
+    pub(super) fn invite(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        match self.admit(request) {
+            Ok(admitted) => self.open(now, request, admitted, out),
+            Err(refusal) => self.refuse(now, request, &refusal, out),
+        }
+    }
+
+    fn admit(&mut self, request: &Request) -> Result<Admitted, Refusal> {
+        if request.transaction.is_none() {
+            return Err(Refusal::unavailable(RefuseCause::Overload, "too many transactions"));
+        }
+        let content = content(request.message, request.bytes).map_err(bad_content)?;
+        if !is_recording_session(request, &content) {
+            return Err(Refusal::new(
+                403,
+                RefuseCause::NotRecording,
+                "not a recording session: no siprec, +sip.src or rs-metadata",
+            )
+            .warning(399));
+        }
+        if let Some(refusal) = self.no_room() {
+            return Err(refusal);
+        }
+        let Some(sdp) = content.sdp else {
+            return Err(Refusal::new(
+                488,
+                RefuseCause::NotAcceptable,
+                "an INVITE without an offer is not supported",
+            )
+            .warning(399));
+        };
+        let offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let plans = answer::plan(&offer, &[], &[], self.rules.format, STREAMS_PER_RECORDING_MAX)
+            .ok()
+            .filter(|plans| plans.contains(&Plan::Add))
+            .ok_or_else(|| not_acceptable(305, "no m-line that can be recorded".to_owned()))?;
+        let needed = plans.iter().filter(|plan| **plan == Plan::Add).count();
+        let no_port = || Refusal::unavailable(RefuseCause::NoPort, "not enough free media ports");
+        let reactor = self.ports.roomiest().ok_or_else(no_port)?;
+        let no_slot = || Refusal::unavailable(RefuseCause::NoSlot, "as many sessions as are allowed");
+        let key = self.slots.vacant(reactor).ok_or_else(no_slot)?;
+        let pairs = self.ports.take(reactor, needed).ok_or_else(no_port)?;
+        Ok(Admitted { offer, plans, metadata: content.metadata, key, pairs })
+    }
+
+    /// Why no new session can be had, whatever it offers.
+    pub(super) fn no_room(&self) -> Option<Refusal> {
+        if self.draining() {
+            Some(Refusal::unavailable(RefuseCause::Draining, "shutting down"))
+        } else if self.slots.full() {
+            Some(Refusal::unavailable(RefuseCause::NoSlot, "as many sessions as are allowed"))
+        } else if self.ports.free() == 0 {
+            Some(Refusal::unavailable(RefuseCause::NoPort, "no free media port"))
+        } else {
+            None
+        }
+    }
+
+    fn open(&mut self, now: Now, request: &Request, admitted: Admitted, out: &mut Vec<Command>) {
+        let Admitted { offer, plans, metadata, key, pairs } = admitted;
+        let address = self.media_address(request.flow);
+        let origin = AnswerOrigin { session_id: self.rng.random::<u64>() >> 2, version: 1 };
+        let empty = MediaSession { streams: Vec::new(), lines: Vec::new(), origin, answer: Bytes::new() };
+        let session = empty.renegotiated(&offer, &plans, pairs, address);
+        let (tag, local_tag) = self.new_tag();
+        let ok = self.ok(request, &local_tag, &session.answer);
+        let trying = self.build(request.message, 100, None, request.flow).finish();
+        let mut recording = Box::new(Recording {
+            key,
+            id: Id::new(now.wall, &mut self.rng),
+            start: now.wall,
+            dialog: Dialog::new(request.message, &request.checked, local_tag),
+            source: request.flow,
+            flow: request.flow,
+            phase: Phase::Opening(Box::new(Opening {
+                invite: pending(now, request, ok),
+                signals: Vec::new(),
+                deadline: now.mono + OPEN_TIMEOUT,
+            })),
+            unacknowledged: None,
+            session,
+            history: History::default(),
+            armed: None,
+        });
+        let files = self.take_metadata(request.at, &mut recording, metadata);
+        let open = Open {
+            key,
+            path: format!("{}/{}", now.wall.hour_path(), recording.id),
+            format: self.rules.format,
+            streams: recording.session.open_streams(0, address),
+            files,
+            signals: vec![
+                Signal { at: request.at, received: true, flow: request.flow, bytes: request.bytes.clone() },
+                Signal { at: now.wall, received: false, flow: request.reply, bytes: trying.clone() },
+            ],
+        };
+        self.respond(now, request, 100, trying, out);
+        if let Some(id) = request.transaction {
+            self.transactions.own(id, key);
+        }
+        self.dialogs.insert(tag, key);
+        self.table.publish(&recording.snapshot());
+        self.slots.insert(recording);
+        self.rearm(key);
+        out.push(Command::Open(Box::new(open)));
+    }
+
+    /// The files are there and the ports are armed: now the SRC may send.
+    pub(super) fn opened(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let opening = match std::mem::replace(&mut recording.phase, Phase::Established) {
+            Phase::Opening(opening) => opening,
+            Phase::Abandoned => {
+                recording.phase = Phase::Closing;
+                return out.push(Command::Close(Box::new(super::Close { key, manifest: None })));
+            }
+            other => {
+                recording.phase = other;
+                return;
+            }
+        };
+        let (id, call_id, peer) = (recording.id, recording.dialog.call_id.clone(), recording.source.peer);
+        let streams = recording.session.live();
+        out.extend(opening.signals.into_iter().map(|signal| Command::Signal { key, signal }));
+        self.setup_times.push(now.mono.0.saturating_sub(opening.invite.received.0));
+        self.notices.push(Notice::Started { id: id.to_string(), call_id, peer, streams });
+        self.counters.total.add(1);
+        self.counters.active.add(1);
+        self.accept(now, key, opening.invite, out);
+    }
+
+    pub(super) fn open_failed(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        failure: &Failure,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        match std::mem::replace(&mut recording.phase, Phase::Abandoned) {
+            Phase::Opening(opening) => {
+                self.refuse_pending(
+                    now,
+                    key,
+                    &opening.invite,
+                    &refusal_of(failure, RefuseCause::OpenFailed),
+                    out,
+                );
+            }
+            Phase::Abandoned | Phase::Closing => {}
+            established => {
+                recording.phase = established;
+                return;
+            }
+        }
+        self.release(now, key);
+    }
+
+    /// The INVITE gets this answer; what is being made for it is closed when it is there.
+    pub(super) fn abandon(&mut self, now: Now, key: RecordingKey, refusal: &Refusal, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let Phase::Opening(opening) = std::mem::replace(&mut recording.phase, Phase::Abandoned) else {
+            return;
+        };
+        self.refuse_pending(now, key, &opening.invite, refusal, out);
+        self.rearm(key);
+        self.publish(key);
+    }
+
+    /// An INVITE within the dialog (RFC 3261 §14.2).
+    pub(super) fn reinvite(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        request: &Request,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        if matches!(recording.phase, Phase::Changing(_)) || request.transaction.is_none() {
+            let wait = self.rng.random_range(0..=10u8).to_string();
+            let refusal = Refusal::new(500, RefuseCause::Overload, "another INVITE is being answered");
+            return self.refuse(now, request, &refusal.field("Retry-After", wait), out);
+        }
+        recording.dialog.refresh(request.checked.contact);
+        let content = match content(request.message, request.bytes) {
+            Ok(content) => content,
+            Err(error) => return self.refuse(now, request, &bad_content(error), out),
+        };
+        self.file_metadata(request.at, key, content.metadata, out);
+        match self.renegotiate(key, request.flow, content.sdp) {
+            Ok(renegotiated) => self.change(now, key, request, renegotiated, out),
+            Err(refusal) => self.refuse(now, request, &refusal, out),
+        }
+    }
+
+    /// What the offer changes. Without an offer (updates of the metadata come so, RFC 8068) the 200 offers what holds
+    /// already, and the answer in its ACK cannot move us.
+    fn renegotiate(
+        &mut self,
+        key: RecordingKey,
+        flow: Flow,
+        sdp: Option<Bytes>,
+    ) -> Result<Renegotiated, Refusal> {
+        let Some(recording) = self.slots.get(key) else { return Err(not_acceptable(399, String::new())) };
+        let session = &recording.session;
+        let Some(sdp) = sdp else {
+            return Ok(Renegotiated { session: session.clone(), added: 0, removed: Vec::new() });
+        };
+        let offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let room = STREAMS_PER_RECORDING_MAX - session.streams.len();
+        let plans = answer::plan(&offer, &session.lines, &session.streams, self.rules.format, room)
+            .map_err(|_| not_acceptable(305, "no m-line that can be recorded".to_owned()))?;
+        let added = plans.iter().filter(|plan| **plan == Plan::Add).count();
+        let pairs = self
+            .ports
+            .take(key.reactor, added)
+            .ok_or_else(|| Refusal::unavailable(RefuseCause::NoPort, "not enough free media ports"))?;
+        let removed = answer::removed(&session.lines, &plans);
+        let address = self.media_address(flow);
+        Ok(Renegotiated { session: session.renegotiated(&offer, &plans, pairs, address), added, removed })
+    }
+
+    /// Answers at once when no port is touched, else when the engine has done it.
+    fn change(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        request: &Request,
+        renegotiated: Renegotiated,
+        out: &mut Vec<Command>,
+    ) {
+        let Renegotiated { session, added, removed } = renegotiated;
+        let address = self.media_address(request.flow);
+        let local_tag = request.checked.to_tag.unwrap_or_default();
+        let invite = pending(now, request, self.ok(request, local_tag, &session.answer));
+        if added == 0 && removed.is_empty() {
+            if let Some(recording) = self.slots.get_mut(key) {
+                recording.session = session;
+                recording.attribute();
+            }
+            return self.accept(now, key, invite, out);
+        }
+        let trying = self.build(request.message, 100, None, request.flow).finish();
+        self.respond(now, request, 100, trying, out);
+        let add = session.open_streams(session.streams.len() - added, address);
+        out.push(Command::Change(Box::new(Change { key, add, remove: removed.clone() })));
+        if let Some(recording) = self.slots.get_mut(key) {
+            recording.phase = Phase::Changing(Box::new(Changing { invite, session, removed }));
+        }
+        self.publish(key);
+    }
+
+    pub(super) fn changed(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let Some(mut changing) = recording.take_changing() else { return };
+        for index in &changing.removed {
+            if let Some(pair) = changing.session.streams[usize::from(*index)].ports.take() {
+                self.ports.give(now.mono, pair);
+            }
+        }
+        recording.session = changing.session;
+        recording.attribute();
+        self.accept(now, key, changing.invite, out);
+    }
+
+    /// As if the re-INVITE had never been (RFC 3261 §14.2).
+    pub(super) fn change_failed(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        failure: &Failure,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let Some(changing) = recording.take_changing() else { return };
+        let known = recording.session.streams.len();
+        for pair in changing.session.streams[known..].iter().filter_map(|stream| stream.ports) {
+            self.ports.give(now.mono, pair);
+        }
+        self.refuse_pending(now, key, &changing.invite, &refusal_of(failure, RefuseCause::OpenFailed), out);
+        self.publish(key);
+    }
+
+    /// Sends the 200, now and until its ACK comes. A 200 that still waited for its own is as good as acknowledged: the
+    /// SRC would not have gone on without it.
+    fn accept(&mut self, now: Now, key: RecordingKey, invite: PendingInvite, out: &mut Vec<Command>) {
+        self.respond_pending(now, key, &invite, 200, invite.ok.clone(), out);
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let before = recording.unacknowledged.replace(Unacknowledged {
+            transaction: invite.transaction,
+            flow: invite.reply,
+            ok: invite.ok,
+            cseq: invite.cseq,
+            next: now.mono + T1,
+            interval: T1 * 2,
+            deadline: now.mono + TRANSACTION_TIMEOUT,
+        });
+        if let Some(id) = before.and_then(|before| before.transaction) {
+            self.transactions.acknowledged(id);
+        }
+        self.rearm(key);
+        self.publish(key);
+    }
+
+    fn ok(&self, request: &Request, local_tag: &str, answer: &[u8]) -> Bytes {
+        let local = request.flow.local;
+        let transport = match request.flow.transport {
+            Transport::Udp => "",
+            Transport::Tcp => ";transport=tcp",
+        };
+        self.build(request.message, 200, Some(local_tag), request.flow)
+            .record_routes(request.message)
+            .header("Contact", format!("<sip:sipreel@{}{transport}>;+sip.srs", contact_host(local)))
+            .header("Allow", ALLOW)
+            .body("application/sdp", answer)
+            .finish()
+    }
+
+    /// A tag that no other dialog has.
+    fn new_tag(&mut self) -> (u64, String) {
+        loop {
+            let tag = self.rng.random();
+            if !self.dialogs.contains_key(&tag) {
+                return (tag, id::tag(tag));
+            }
+        }
+    }
+
+    fn media_address(&self, flow: Flow) -> IpAddr {
+        self.rules.media_ip.unwrap_or(flow.local.ip())
+    }
+
+    /// Reads the bodies in their order; what is to be written of them is returned.
+    fn take_metadata(&mut self, at: Wall, recording: &mut Recording, bodies: Vec<Bytes>) -> Vec<SmallFile> {
+        let mut files = Vec::new();
+        for body in bodies {
+            let taken = recording.history.take(at, body);
+            self.note_metadata(recording.id, taken.problem);
+            files.extend(taken.file);
+        }
+        recording.attribute();
+        files
+    }
+
+    /// Metadata that comes in the dialog.
+    pub(super) fn file_metadata(
+        &mut self,
+        at: Wall,
+        key: RecordingKey,
+        bodies: Vec<Bytes>,
+        out: &mut Vec<Command>,
+    ) {
+        for body in bodies {
+            let Some(recording) = self.slots.get_mut(key) else { return };
+            let taken = recording.history.take(at, body);
+            recording.attribute();
+            let id = recording.id;
+            self.note_metadata(id, taken.problem);
+            out.extend(taken.file.map(|file| Command::File { key, file }));
+        }
+    }
+
+    fn note_metadata(&mut self, id: Id, problem: Option<String>) {
+        self.counters.metadata_bodies.add(1);
+        if let Some(problem) = problem {
+            self.counters.metadata_not_understood.add(1);
+            self.notices.push(Notice::Metadata { id: id.to_string(), problem });
+        }
+    }
+}
+
+fn pending(now: Now, request: &Request, ok: Bytes) -> PendingInvite {
+    // The set-up time begins when the kernel had the INVITE.
+    let waited = now.wall.0.saturating_sub(request.at.0);
+    PendingInvite {
+        transaction: request.transaction,
+        request: request.bytes.clone(),
+        flow: request.flow,
+        reply: request.reply,
+        ok,
+        cseq: request.checked.cseq.number,
+        received: Mono(now.mono.0.saturating_sub(waited)),
+    }
+}
+
+/// RFC 7866 §6.2 asks for both `+sip.src` and `siprec`. SRCs are deployed that send one of them, or `src`, or put them into
+/// the brackets, or send neither with their rs-metadata; what to do with those is ours to say (§6.1.1), and we record.
+fn is_recording_session(request: &Request, content: &Content) -> bool {
+    let siprec = [HeaderName::Require, HeaderName::Supported, HeaderName::ProxyRequire]
+        .into_iter()
+        .any(|field| request.message.tokens(field).any(|tag| tag.eq_ignore_ascii_case("siprec")));
+    let feature = |contact: NameAddr| {
+        ["+sip.src", "src"].iter().any(|name| contact.param(name).or(contact.uri_param(name)).is_some())
+    };
+    siprec || !content.metadata.is_empty() || request.checked.contact.is_some_and(feature)
+}
+
+fn bad_content(error: ContentError) -> Refusal {
+    match error {
+        ContentError::Multipart(error) => Refusal::new(400, RefuseCause::BadRequest, error.to_string()),
+        ContentError::UnsupportedType => {
+            Refusal::new(415, RefuseCause::UnsupportedBody, "neither SDP nor rs-metadata")
+                .field("Accept", ACCEPT)
+        }
+        ContentError::Encoded => Refusal::new(415, RefuseCause::UnsupportedBody, "encoded body")
+            .field("Accept", ACCEPT)
+            .field("Accept-Encoding", "identity"),
+    }
+}
+
+/// 488 also where the SDP cannot be read at all: 400 makes some SRCs give up more than the offer.
+fn not_acceptable(warning: u16, why: String) -> Refusal {
+    Refusal::new(488, RefuseCause::NotAcceptable, why).warning(warning)
+}
+
+/// Want of space or descriptors passes; anything else does not pass by waiting.
+fn refusal_of(failure: &Failure, cause: RefuseCause) -> Refusal {
+    const ENOMEM: i32 = 12;
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    const ENOSPC: i32 = 28;
+    const EDQUOT: i32 = 122;
+    let why = format!("{} {}: error {}", failure.what, failure.path, failure.errno);
+    match failure.errno {
+        ENOMEM | ENFILE | EMFILE | ENOSPC | EDQUOT => Refusal::unavailable(cause, why),
+        _ => Refusal::new(500, cause, why),
+    }
+}

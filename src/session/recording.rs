@@ -1,0 +1,325 @@
+//! One recording session: where it stands and what it has.
+
+use bytes::Bytes;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::answer::{self, Plan};
+use super::dialog::Dialog;
+use super::history::History;
+use super::id::Id;
+use super::table::{Snapshot, State};
+use super::transaction::TransactionId;
+use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
+use crate::clock::{Mono, Wall};
+use crate::proto::manifest::{self, Manifest};
+use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
+
+#[derive(Debug)]
+pub struct Recording {
+    pub key: RecordingKey,
+    pub id: Id,
+    pub start: Wall,
+    pub dialog: Dialog,
+    /// Of the INVITE that began it.
+    pub source: Flow,
+    /// Of the newest request in the dialog.
+    pub flow: Flow,
+    pub phase: Phase,
+    /// The 200 that waits for its ACK.
+    pub unacknowledged: Option<Unacknowledged>,
+    pub session: MediaSession,
+    pub history: History,
+    pub armed: Option<Mono>,
+}
+
+/// ```text
+/// Opening ─Opened─▶ Established ⇄ Changing
+///    │                   └───────────┴──BYE, drain, no ACK──▶ Closing ─Closed─▶ gone
+///    └─CANCEL, drain, timeout─▶ Abandoned ─Opened─▶ Closing       OpenFailed ─▶ gone
+/// ```
+#[derive(Debug)]
+pub enum Phase {
+    /// The files are being made; the INVITE waits.
+    Opening(Box<Opening>),
+    /// The INVITE has been refused meanwhile. What is being made is closed as soon as it is there.
+    Abandoned,
+    Established,
+    /// A re-INVITE waits for its streams.
+    Changing(Box<Changing>),
+    Closing,
+}
+
+#[derive(Debug)]
+pub struct Opening {
+    pub invite: PendingInvite,
+    /// Messages since `Command::Open`.
+    pub signals: Vec<Signal>,
+    pub deadline: Mono,
+}
+
+#[derive(Debug)]
+pub struct Changing {
+    pub invite: PendingInvite,
+    /// What holds when the streams are armed.
+    pub session: MediaSession,
+    /// Streams whose ports come back then.
+    pub removed: Vec<u8>,
+}
+
+/// An INVITE without a final response, and the 200 that is ready for it.
+#[derive(Debug)]
+pub struct PendingInvite {
+    pub transaction: Option<TransactionId>,
+    pub request: Bytes,
+    /// Where it came from, and where its responses go.
+    pub flow: Flow,
+    pub reply: Flow,
+    pub ok: Bytes,
+    pub cseq: u32,
+    pub received: Mono,
+}
+
+/// A 200 is repeated by the session until its ACK comes, on every transport (RFC 3261 §13.3.1.4).
+#[derive(Debug)]
+pub struct Unacknowledged {
+    pub transaction: Option<TransactionId>,
+    pub flow: Flow,
+    pub ok: Bytes,
+    pub cseq: u32,
+    pub next: Mono,
+    pub interval: Duration,
+    pub deadline: Mono,
+}
+
+/// What offer and answer have agreed on.
+#[derive(Clone, Debug)]
+pub struct MediaSession {
+    /// All streams there ever were, by index.
+    pub streams: Vec<Stream>,
+    /// The live stream of each m-line.
+    pub lines: Vec<Option<u8>>,
+    pub origin: AnswerOrigin,
+    pub answer: Bytes,
+}
+
+#[derive(Clone, Debug)]
+pub struct Stream {
+    pub index: u8,
+    pub m_line: usize,
+    /// The label it began with: the name it has on disk.
+    pub label: Option<String>,
+    /// The label of the newest offer: the name it has in the metadata (RFC 7866 §7.1.1).
+    pub offered_label: Option<String>,
+    pub kind: String,
+    pub codecs: Vec<Codec>,
+    pub rtcp_mux: bool,
+    /// The RTP port that was answered.
+    pub port: u16,
+    /// `None` once they have been given back.
+    pub ports: Option<PortPair>,
+    /// participant_ids that ever sent into it.
+    pub participants: Vec<String>,
+}
+
+impl Stream {
+    pub fn new(index: u8, m_line: usize, media: &MediaLine, ports: PortPair) -> Stream {
+        Stream {
+            index,
+            m_line,
+            label: media.label.clone(),
+            offered_label: media.label.clone(),
+            kind: media.kind.clone(),
+            codecs: media.codecs.clone(),
+            rtcp_mux: media.rtcp_mux,
+            port: ports.rtp,
+            ports: Some(ports),
+            participants: Vec::new(),
+        }
+    }
+
+    fn manifest(&self) -> manifest::Stream {
+        let codec = answer::first_codec(&self.codecs);
+        manifest::Stream {
+            label: self.label.clone(),
+            participants: self.participants.clone(),
+            m_line: self.m_line,
+            kind: self.kind.clone(),
+            codec: codec.map(|codec| codec.encoding.clone()),
+            clock_rate: codec.map(|codec| codec.clock_rate),
+            local_rtp_port: self.port,
+            ..manifest::Stream::default()
+        }
+    }
+}
+
+impl MediaSession {
+    pub fn live(&self) -> usize {
+        self.lines.iter().flatten().count()
+    }
+
+    /// What holds when this offer is answered as planned; `pairs` has a pair for each stream that is added.
+    pub fn renegotiated(
+        &self,
+        offer: &Offer,
+        plans: &[Plan],
+        pairs: Vec<PortPair>,
+        address: IpAddr,
+    ) -> MediaSession {
+        let mut new = self.clone();
+        let mut pairs = pairs.into_iter();
+        new.lines.clear();
+        for (m_line, (media, plan)) in offer.media.iter().zip(plans).enumerate() {
+            let stream = match plan {
+                Plan::Refuse => None,
+                Plan::Keep(index) => {
+                    new.streams[usize::from(*index)].offered_label.clone_from(&media.label);
+                    Some(*index)
+                }
+                Plan::Add => pairs.next().map(|pair| new.add(m_line, media, pair)),
+            };
+            new.lines.push(stream);
+        }
+        let port = |line: &Option<u8>| line.map(|index| new.streams[usize::from(index)].port);
+        let lines: Vec<Line> = new
+            .lines
+            .iter()
+            .map(|line| port(line).map_or(Line::Refuse, |port| Line::Accept { port }))
+            .collect();
+        new.answer = sdp::answer(offer, &lines, self.origin, address).into();
+        if !self.answer.is_empty() && new.answer != self.answer {
+            new.origin.version += 1;
+            new.answer = sdp::answer(offer, &lines, new.origin, address).into();
+        }
+        new
+    }
+
+    fn add(&mut self, m_line: usize, media: &MediaLine, ports: PortPair) -> u8 {
+        let index = self.streams.len() as u8;
+        self.streams.push(Stream::new(index, m_line, media, ports));
+        index
+    }
+
+    /// The streams as the engine needs them, from index `first` on.
+    pub fn open_streams(&self, first: usize, address: IpAddr) -> Vec<OpenStream> {
+        let streams = self.streams.iter().skip(first);
+        streams
+            .filter_map(|stream| {
+                Some(OpenStream {
+                    stream: stream.index,
+                    ports: stream.ports?,
+                    address,
+                    label: self.file_label(stream),
+                    codecs: stream.codecs.clone(),
+                    rtcp_mux: stream.rtcp_mux,
+                })
+            })
+            .collect()
+    }
+
+    /// The label as a file may be called: letters, digits, `-` and `_`, at most 64, and unlike that of every other stream.
+    fn file_label(&self, stream: &Stream) -> String {
+        let Some(label) = stream.label.as_deref().map(file_safe).filter(|label| !label.is_empty()) else {
+            return format!("stream-{}", stream.index);
+        };
+        let earlier = &self.streams[..usize::from(stream.index)];
+        let taken = |other: &Stream| other.label.as_deref().map(file_safe).as_deref() == Some(&label);
+        if earlier.iter().any(taken) { format!("{label}-stream-{}", stream.index) } else { label }
+    }
+}
+
+fn file_safe(label: &str) -> String {
+    let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
+    label.chars().take(64).map(safe).collect()
+}
+
+impl Recording {
+    /// The next moment at which it has to act by itself.
+    pub fn due(&self) -> Option<Mono> {
+        match &self.phase {
+            Phase::Opening(opening) => Some(opening.deadline),
+            _ => self.unacknowledged.as_ref().map(|waiting| waiting.next.min(waiting.deadline)),
+        }
+    }
+
+    /// Requests in its dialog are taken.
+    pub fn established(&self) -> bool {
+        matches!(self.phase, Phase::Established | Phase::Changing(_))
+    }
+
+    /// The change under way, if there is one; it no longer is.
+    pub fn take_changing(&mut self) -> Option<Box<Changing>> {
+        match std::mem::replace(&mut self.phase, Phase::Established) {
+            Phase::Changing(changing) => Some(changing),
+            other => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            key: self.key,
+            id: self.id,
+            call_id: self.dialog.call_id.clone(),
+            peer: self.source.peer,
+            state: match self.phase {
+                Phase::Opening(_) => State::Opening,
+                Phase::Established => State::Established,
+                Phase::Changing(_) => State::Changing,
+                Phase::Abandoned | Phase::Closing => State::Closing,
+            },
+            start: self.start,
+            streams: self.session.live() as u8,
+        }
+    }
+
+    /// Asks the metadata who sends into which live stream, and adds them to those who did before.
+    pub fn attribute(&mut self) {
+        let MediaSession { lines, streams, .. } = &mut self.session;
+        let live: Vec<u8> = lines.iter().flatten().copied().collect();
+        let labels: Vec<Option<String>> =
+            live.iter().map(|index| streams[usize::from(*index)].offered_label.clone()).collect();
+        let labels: Vec<Option<&str>> = labels.iter().map(Option::as_deref).collect();
+        for (position, index) in live.iter().enumerate() {
+            let known = &mut streams[usize::from(*index)].participants;
+            for id in self.history.senders(&labels, position) {
+                if !known.contains(&id) {
+                    known.push(id);
+                }
+            }
+        }
+    }
+
+    /// The manifest, as far as the control plane knows it.
+    pub fn manifest(&self, rules: &Rules, end: Wall, cause: &str) -> Manifest {
+        Manifest {
+            version: 1,
+            recorder: rules.product.clone(),
+            id: self.id.to_string(),
+            state: manifest::State::Ended,
+            format: rules.format,
+            start: self.start,
+            end: Some(end),
+            end_cause: Some(cause.to_owned()),
+            sip: manifest::Sip {
+                call_id: self.dialog.call_id.clone(),
+                remote_tag: self.dialog.remote_tag.clone(),
+                local_tag: self.dialog.local_tag.clone(),
+                source: self.source.peer,
+                local: self.source.local,
+                transport: match self.source.transport {
+                    Transport::Udp => "udp".to_owned(),
+                    Transport::Tcp => "tcp".to_owned(),
+                },
+            },
+            communication_sessions: self.history.communication_sessions(),
+            participants: self.history.participants(),
+            streams: self.session.streams.iter().map(Stream::manifest).collect(),
+            metadata: self.history.bodies(),
+            problems: self.history.problem().into_iter().collect(),
+            files: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! Every message that comes in: to its transaction, to its dialog, to what it asks for.
+
+use bytes::Bytes;
+use std::net::SocketAddr;
+
+use super::content::content;
+use super::recording::Phase;
+use super::send::{ACCEPT, ALLOW, Refusal, Request};
+use super::transaction::Acknowledged;
+use super::{Command, Flow, RecordingKey, Sessions, Signal, Transport};
+use crate::clock::{Now, Wall};
+use crate::counters::RefuseCause;
+use crate::proto::sip::{HeaderName, Malformed, Message, Method, Rport, Start, Via};
+
+/// Option tags that an SRC may require of us. `100rel` costs nothing, because we send no provisional response but 100
+/// (RFC 3262 §3); the others ask for nothing beyond what every UAS does, or speak to other parties.
+const UNDERSTOOD: [&str; 8] =
+    ["siprec", "timer", "100rel", "replaces", "record-aware", "histinfo", "norefersub", "from-change"];
+
+impl Sessions {
+    pub(super) fn message(&mut self, now: Now, flow: Flow, bytes: &Bytes, at: Wall, out: &mut Vec<Command>) {
+        // Keepalives of NAT bindings: blank lines, or nothing but zero bytes.
+        if bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n' | b' ' | 0)) {
+            return;
+        }
+        let parsed = match flow.transport {
+            Transport::Udp => Message::parse_datagram(bytes),
+            Transport::Tcp => Message::parse_framed(bytes),
+        };
+        match parsed {
+            Err(problem) => match Message::salvage(bytes).filter(|_| problem.answerable()) {
+                Some(message) => self.refuse_malformed(now, &message, problem, flow, bytes, out),
+                None => self.counters.malformed.add(1),
+            },
+            Ok(message) => match message.start() {
+                Start::Response { code, .. } => self.response(now, &message, code),
+                Start::Request { .. } => self.request(now, &message, flow, bytes, at, out),
+            },
+        }
+    }
+
+    fn response(&mut self, now: Now, message: &Message, code: u16) {
+        let branch = message.via().ok().and_then(|via| via.branch).unwrap_or_default();
+        if !self.clients.response(now.mono, branch, code) {
+            self.counters.stray.add(1);
+        }
+    }
+
+    /// 400, or 505, without a transaction: what is wrong may be what would have named it.
+    fn refuse_malformed(
+        &mut self,
+        now: Now,
+        message: &Message,
+        problem: Malformed,
+        flow: Flow,
+        bytes: &Bytes,
+        out: &mut Vec<Command>,
+    ) {
+        let method = match message.start() {
+            Start::Request { method, .. } => method,
+            Start::Response { .. } => Method::Other,
+        };
+        let Ok(via) = message.via() else { return self.counters.malformed.add(1) };
+        if method == Method::Ack || !problem.answerable() {
+            return self.counters.malformed.add(1);
+        }
+        if method == Method::Invite {
+            self.counters.refused[RefuseCause::BadRequest as usize].add(1);
+        }
+        self.counters.requests[method as usize].add(1);
+        self.counters.bad_requests.add(1);
+        self.counters.responses[usize::from(problem.code())].add(1);
+        let tag = self.stateless_tag(bytes);
+        let response = self.build(message, problem.code(), Some(&tag), flow).reason(problem.text());
+        self.transmit(now, reply_flow(flow, &via), response.finish(), None, out);
+    }
+
+    fn request(
+        &mut self,
+        now: Now,
+        message: &Message,
+        flow: Flow,
+        bytes: &Bytes,
+        at: Wall,
+        out: &mut Vec<Command>,
+    ) {
+        let checked = match message.check_request() {
+            Ok(checked) => checked,
+            Err(problem) => return self.refuse_malformed(now, message, problem, flow, bytes, out),
+        };
+        self.counters.requests[checked.method as usize].add(1);
+        let reply = reply_flow(flow, &checked.via);
+        let owner = self.dialog_of(&checked);
+        let mut request = Request { message, checked, bytes, flow, reply, at, transaction: None, owner };
+        let identity = self.fingerprint.transaction(&checked, checked.method);
+        match (self.transactions.find(identity), checked.method) {
+            (Some(id), Method::Ack) => {
+                let for_2xx = self.transactions.ack(now.mono, id) == Acknowledged::Success;
+                self.note_received(&request, out);
+                return if for_2xx {
+                    self.ack(&request, out)
+                };
+            }
+            (None, Method::Ack) => {
+                self.note_received(&request, out);
+                return self.ack(&request, out);
+            }
+            (Some(id), _) => {
+                self.counters.retransmissions_received.add(1);
+                // An initial INVITE has no To tag, so its transaction knows the recording.
+                request.owner = owner.or(self.transactions.owner(id));
+                self.note_received(&request, out);
+                let resend = self.transactions.again(id);
+                return if let Some(resend) = resend {
+                    self.resend(now, resend, out)
+                };
+            }
+            (None, _) => {}
+        }
+        let merge = self.fingerprint.merge(&checked).filter(|_| checked.method != Method::Cancel);
+        let merged = self.transactions.merged(merge);
+        let invite = checked.method == Method::Invite;
+        match self.transactions.begin(identity, merge, invite, reply) {
+            Ok(id) => request.transaction = Some(id),
+            Err(_) => self.counters.transactions_full.add(1),
+        }
+        if let (Some(id), Some(owner)) = (request.transaction, owner) {
+            self.transactions.own(id, owner);
+        }
+        self.note_received(&request, out);
+        if merged {
+            // RFC 3261 §8.2.2.2
+            let refusal = Refusal::new(482, RefuseCause::BadRequest, "the same request over another way");
+            return self.refuse(now, &request, &refusal, out);
+        }
+        self.dispatch(now, &request, out);
+    }
+
+    fn dispatch(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        let method = request.checked.method;
+        if !matches!(method, Method::Invite | Method::Bye | Method::Cancel | Method::Options) {
+            return self.answer(now, request, 405, &[("Allow", ALLOW)], out);
+        }
+        if method == Method::Cancel {
+            return self.cancel(now, request, out);
+        }
+        if request.checked.to_tag.is_some() && request.owner.is_none() {
+            return self.unknown_dialog(now, request, out);
+        }
+        if let Some(refusal) = unknown_extensions(request.message) {
+            return self.refuse(now, request, &refusal, out);
+        }
+        match (method, request.owner) {
+            (_, Some(key)) => self.in_dialog(now, key, request, out),
+            (Method::Invite, None) => self.invite(now, request, out),
+            (Method::Options, None) => self.options(now, request, out),
+            // A BYE without a To tag is in no dialog.
+            (_, None) => self.unknown_dialog(now, request, out),
+        }
+    }
+
+    /// RFC 3261 §12.2.2
+    fn in_dialog(&mut self, now: Now, key: RecordingKey, request: &Request, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        if recording.dialog.receive(request.checked.cseq.number).is_err() {
+            let refusal = Refusal::new(500, RefuseCause::BadRequest, "CSeq is lower than the one before");
+            return self.refuse(now, request, &refusal, out);
+        }
+        recording.flow = request.flow;
+        match request.checked.method {
+            Method::Invite => self.reinvite(now, key, request, out),
+            Method::Bye => self.bye(now, key, request, out),
+            _ => self.describe(now, request, out),
+        }
+    }
+
+    fn unknown_dialog(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        self.refuse(now, request, &Refusal::new(481, RefuseCause::BadRequest, "unknown dialog"), out);
+    }
+
+    /// Answered as an INVITE would be (RFC 3261 §11.2): balancers ask this way whether there is room.
+    fn options(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        match self.no_room() {
+            Some(refusal) => self.refuse(now, request, &refusal, out),
+            None => self.describe(now, request, out),
+        }
+    }
+
+    fn describe(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        let fields =
+            [("Allow", ALLOW), ("Accept", ACCEPT), ("Accept-Encoding", "identity"), ("Supported", "siprec")];
+        self.answer(now, request, 200, &fields, out);
+    }
+
+    /// The ACK of a 2xx: it names the dialog and the CSeq number of its INVITE.
+    fn ack(&mut self, request: &Request, out: &mut Vec<Command>) {
+        let Some((key, recording)) = request.owner.and_then(|key| Some((key, self.slots.get_mut(key)?)))
+        else {
+            return self.counters.stray.add(1);
+        };
+        let number = request.checked.cseq.number;
+        let Some(waiting) = recording.unacknowledged.take_if(|waiting| waiting.cseq == number) else {
+            return; // repeated, because the 200 was
+        };
+        recording.flow = request.flow;
+        if let Some(id) = waiting.transaction {
+            self.transactions.acknowledged(id);
+        }
+        self.rearm(key);
+        let metadata = content(request.message, request.bytes).unwrap_or_default().metadata;
+        self.file_metadata(request.at, key, metadata, out);
+    }
+
+    /// The recording that takes requests in the dialog of this request.
+    fn dialog_of(&self, checked: &crate::proto::sip::Checked) -> Option<RecordingKey> {
+        let tag = checked.to_tag?;
+        let key = *self.dialogs.get(&u64::from_str_radix(tag, 16).ok()?)?;
+        let recording = self.slots.get(key).filter(|recording| recording.established())?;
+        (recording.dialog.local_tag == tag && recording.dialog.matches(checked)).then_some(key)
+    }
+
+    fn note_received(&mut self, request: &Request, out: &mut Vec<Command>) {
+        if let Some(key) = request.owner {
+            let signal =
+                Signal { at: request.at, received: true, flow: request.flow, bytes: request.bytes.clone() };
+            self.signal(key, signal, out);
+        }
+    }
+
+    /// RFC 3261 §9.2
+    fn cancel(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        let identity = self.fingerprint.transaction(&request.checked, Method::Invite);
+        let Some(invite) = self.transactions.find(identity) else {
+            return self.unknown_dialog(now, request, out);
+        };
+        let key = self.transactions.owner(invite);
+        let recording = key.and_then(|key| self.slots.get(key));
+        let tag = match recording {
+            Some(recording) => recording.dialog.local_tag.clone(),
+            None => self.stateless_tag(request.bytes),
+        };
+        let opening = recording.is_some_and(|recording| matches!(recording.phase, Phase::Opening(_)));
+        let ok = self.build(request.message, 200, Some(&tag), request.flow).finish();
+        self.respond(now, request, 200, ok, out);
+        // A re-INVITE whose streams are being armed is past recall: its 200 comes as if it had crossed the CANCEL.
+        if let Some(key) = key.filter(|_| opening) {
+            self.abandon(now, key, &Refusal::new(487, RefuseCause::Cancelled, "cancelled"), out);
+        }
+    }
+}
+
+/// RFC 3261 §18.2.2: over the connection of the request; on UDP to where it came from when it asks so with `rport`
+/// (RFC 3581 §4), else to the port of its Via.
+fn reply_flow(flow: Flow, via: &Via) -> Flow {
+    match (flow.transport, via.rport) {
+        (Transport::Udp, Rport::Absent) => {
+            Flow { peer: SocketAddr::new(flow.peer.ip(), via.port.unwrap_or(5060)), ..flow }
+        }
+        _ => flow,
+    }
+}
+
+/// RFC 3261 §8.2.2.3
+fn unknown_extensions(message: &Message) -> Option<Refusal> {
+    let understood = |tag: &&str| UNDERSTOOD.iter().any(|known| known.eq_ignore_ascii_case(tag));
+    let unknown: Vec<&str> = message.tokens(HeaderName::Require).filter(|tag| !understood(tag)).collect();
+    let refusal = || {
+        let list = unknown.join(", ");
+        Refusal::new(420, RefuseCause::BadExtension, format!("requires {list}")).field("Unsupported", list)
+    };
+    (!unknown.is_empty()).then(refusal)
+}

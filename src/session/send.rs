@@ -1,0 +1,216 @@
+//! Messages on their way out: each response is counted, kept by its transaction, and part of its recording.
+
+use bytes::Bytes;
+use std::borrow::Cow;
+
+use super::recording::{PendingInvite, Phase};
+use super::transaction::{Resend, TransactionId};
+use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, Transport, id};
+use crate::clock::{Now, Wall};
+use crate::counters::RefuseCause;
+use crate::limits::{RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
+use crate::proto::sip::{Checked, Message, Method, ResponseBuilder, response};
+
+pub const ALLOW: &str = "INVITE, ACK, BYE, CANCEL, OPTIONS";
+pub const ACCEPT: &str =
+    "application/sdp, application/rs-metadata, application/rs-metadata+xml, multipart/mixed";
+
+/// A request that is being handled.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    pub message: &'a Message<'a>,
+    pub checked: Checked<'a>,
+    pub bytes: &'a Bytes,
+    /// Where it came from, and where its responses go.
+    pub flow: Flow,
+    pub reply: Flow,
+    pub at: Wall,
+    /// `None` when there was no room for one: the answer is then not kept.
+    pub transaction: Option<TransactionId>,
+    /// The recording in whose dialog it is.
+    pub owner: Option<RecordingKey>,
+}
+
+/// Why a request is not done, and how its sender is told.
+#[derive(Debug)]
+pub struct Refusal {
+    pub code: u16,
+    pub cause: RefuseCause,
+    pub why: Cow<'static, str>,
+    pub fields: Vec<(&'static str, String)>,
+}
+
+impl Refusal {
+    pub fn new(code: u16, cause: RefuseCause, why: impl Into<Cow<'static, str>>) -> Refusal {
+        Refusal { code, cause, why: why.into(), fields: Vec::new() }
+    }
+
+    pub fn field(mut self, name: &'static str, value: impl Into<String>) -> Refusal {
+        self.fields.push((name, value.into()));
+        self
+    }
+
+    /// The reason also as a Warning (RFC 3261 §20.43): 304 media type, 305 format, 399 anything.
+    pub fn warning(self, code: u16) -> Refusal {
+        let text = self.why.replace(['"', '\\'], "'");
+        self.field("Warning", format!("{code} sipreel \"{text}\""))
+    }
+
+    /// 503: there is no room now.
+    pub fn unavailable(cause: RefuseCause, why: impl Into<Cow<'static, str>>) -> Refusal {
+        Refusal::new(503, cause, why).field("Retry-After", RETRY_AFTER_SECONDS.to_string())
+    }
+
+    /// The reason phrase says what is wrong where the code alone does not.
+    fn apply(&self, mut response: ResponseBuilder) -> ResponseBuilder {
+        if matches!(self.code, 400 | 505) {
+            response = response.reason(&self.why);
+        }
+        self.fields.iter().fold(response, |response, (name, value)| response.header(name, value))
+    }
+}
+
+impl Sessions {
+    pub(super) fn build(
+        &self,
+        message: &Message,
+        code: u16,
+        to_tag: Option<&str>,
+        flow: Flow,
+    ) -> ResponseBuilder {
+        response(message, code, to_tag, flow.peer).header("Server", &self.rules.product)
+    }
+
+    /// The tag of an answer without a dialog: the same for the same bytes (RFC 3261 §8.2.7).
+    pub(super) fn stateless_tag(&self, bytes: &Bytes) -> String {
+        id::tag(self.fingerprint.tag(bytes))
+    }
+
+    /// A response with nothing but its code and these fields.
+    pub(super) fn answer(
+        &mut self,
+        now: Now,
+        request: &Request,
+        code: u16,
+        fields: &[(&str, &str)],
+        out: &mut Vec<Command>,
+    ) {
+        let tag = self.stateless_tag(request.bytes);
+        let mut response = self.build(request.message, code, Some(&tag), request.flow);
+        for (name, value) in fields {
+            response = response.header(name, value);
+        }
+        self.respond(now, request, code, response.finish(), out);
+    }
+
+    pub(super) fn refuse(&mut self, now: Now, request: &Request, refusal: &Refusal, out: &mut Vec<Command>) {
+        let tag = self.stateless_tag(request.bytes);
+        let response = self.build(request.message, refusal.code, Some(&tag), request.flow);
+        let bytes = refusal.apply(response).finish();
+        if request.checked.method == Method::Invite {
+            self.note_refusal(
+                refusal,
+                request.checked.call_id,
+                request.flow,
+                request.checked.to_tag.is_none(),
+            );
+        }
+        self.respond(now, request, refusal.code, bytes, out);
+    }
+
+    /// The final response to an INVITE that had to wait and is refused after all.
+    pub(super) fn refuse_pending(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        invite: &PendingInvite,
+        refusal: &Refusal,
+        out: &mut Vec<Command>,
+    ) {
+        let parsed = match invite.flow.transport {
+            Transport::Udp => Message::parse_datagram(&invite.request),
+            Transport::Tcp => Message::parse_framed(&invite.request),
+        };
+        let (Ok(message), Some(recording)) = (parsed, self.slots.get(key)) else { return };
+        let response = self.build(&message, refusal.code, Some(&recording.dialog.local_tag), invite.flow);
+        let bytes = refusal.apply(response).finish();
+        let (call_id, initial) = (recording.dialog.call_id.clone(), !recording.established());
+        self.note_refusal(refusal, &call_id, invite.flow, initial);
+        self.respond_pending(now, key, invite, refusal.code, bytes, out);
+    }
+
+    pub(super) fn respond_pending(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        invite: &PendingInvite,
+        code: u16,
+        bytes: Bytes,
+        out: &mut Vec<Command>,
+    ) {
+        self.counters.responses[usize::from(code)].add(1);
+        if let Some(id) = invite.transaction {
+            self.transactions.respond(now.mono, id, code, bytes.clone());
+        }
+        self.transmit(now, invite.reply, bytes, Some(key), out);
+    }
+
+    pub(super) fn respond(
+        &mut self,
+        now: Now,
+        request: &Request,
+        code: u16,
+        bytes: Bytes,
+        out: &mut Vec<Command>,
+    ) {
+        self.counters.responses[usize::from(code)].add(1);
+        if let Some(id) = request.transaction {
+            self.transactions.respond(now.mono, id, code, bytes.clone());
+        }
+        self.transmit(now, request.reply, bytes, request.owner, out);
+    }
+
+    pub(super) fn resend(&mut self, now: Now, resend: Resend, out: &mut Vec<Command>) {
+        self.counters.retransmissions_sent.add(1);
+        self.transmit(now, resend.flow, resend.bytes, resend.owner, out);
+    }
+
+    pub(super) fn transmit(
+        &mut self,
+        now: Now,
+        flow: Flow,
+        bytes: Bytes,
+        owner: Option<RecordingKey>,
+        out: &mut Vec<Command>,
+    ) {
+        out.push(Command::Send { flow, bytes: bytes.clone() });
+        if let Some(key) = owner {
+            self.signal(key, Signal { at: now.wall, received: false, flow, bytes }, out);
+        }
+    }
+
+    /// A message of the dialog, for the pcap. While the files are being made it waits; after the end it is too late.
+    pub(super) fn signal(&mut self, key: RecordingKey, signal: Signal, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        match &mut recording.phase {
+            Phase::Opening(opening) if opening.signals.len() < SIGNALS_PENDING_MAX => {
+                opening.signals.push(signal)
+            }
+            Phase::Established | Phase::Changing(_) => out.push(Command::Signal { key, signal }),
+            Phase::Opening(_) | Phase::Abandoned | Phase::Closing => {}
+        }
+    }
+
+    /// Only an INVITE that wanted a new recording counts as refused: in a dialog the recording goes on.
+    fn note_refusal(&mut self, refusal: &Refusal, call_id: &str, flow: Flow, initial: bool) {
+        if initial {
+            self.counters.refused[refusal.cause as usize].add(1);
+        }
+        self.notices.push(Notice::Refused {
+            call_id: call_id.to_owned(),
+            peer: flow.peer,
+            code: refusal.code,
+            why: refusal.why.clone().into_owned(),
+        });
+    }
+}

@@ -1,0 +1,293 @@
+//! Requests that are refused, and that nothing is left behind.
+
+use super::*;
+use crate::counters::RefuseCause;
+
+fn refuse(r: &mut Recorder, request: String) -> String {
+    let out = r.udp(request);
+    assert_eq!(kinds(&out), ["Send"]);
+    only(&out)
+}
+
+#[track_caller]
+fn assert_code(response: &str, code: u16) {
+    assert!(response.starts_with(&format!("SIP/2.0 {code} ")), "{response}");
+}
+
+#[test]
+fn methods_that_are_not_done() {
+    let mut r = Recorder::new(2, 2);
+    for method in ["UPDATE", "INFO", "PRACK", "REGISTER", "MESSAGE", "FOO"] {
+        let response = refuse(&mut r, message(method, method, "", 1, "", ""));
+        assert_code(&response, 405);
+        assert_eq!(field(&response, "Allow"), Some("INVITE, ACK, BYE, CANCEL, OPTIONS"));
+    }
+    assert_eq!(r.counters.responses[405].get(), 6);
+    r.assert_whole();
+}
+
+#[test]
+fn a_method_that_is_not_done_in_a_dialog_leaves_it() {
+    let mut r = Recorder::new(2, 2);
+    let (key, tag) = r.call("a");
+    let out = r.udp(message("UPDATE", "a", &tag, 2, "Content-Type: application/rs-metadata\n", METADATA));
+    assert_eq!((kinds(&out), codes(&out)), (vec!["Signal", "Send", "Signal"], vec![405]));
+    assert_eq!(codes(&r.udp(message("OPTIONS", "a", &tag, 3, "", ""))), [200]);
+    assert_eq!(codes(&r.udp(bye("a", &tag, 4))), [200]);
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn options_says_what_can_be_had() {
+    let mut r = Recorder::new(1, 2);
+    let options = refuse(&mut r, message("OPTIONS", "o", "", 1, "", ""));
+    assert_code(&options, 200);
+    assert!(field(&options, "Accept").unwrap().contains("application/rs-metadata"));
+    assert!(field(&options, "Allow").is_some() && field(&options, "Supported").is_some());
+}
+
+#[test]
+fn what_is_no_recording_session() {
+    let mut r = Recorder::new(2, 2);
+    let lines = "Contact: <sip:alice@198.51.100.1>\nContent-Type: application/sdp\n";
+    let response = refuse(&mut r, invite_with("a", lines, &crlf(OFFER)));
+    assert_code(&response, 403);
+    assert!(field(&response, "Warning").unwrap().starts_with("399 sipreel \""));
+    assert_eq!(r.refused(RefuseCause::NotRecording), 1);
+    r.udp(ack_of_failure("a", "x"));
+    r.assert_whole();
+}
+
+#[test]
+fn what_is_taken_for_a_recording_session() {
+    let plain = crlf(OFFER);
+    let both = multipart(OFFER, METADATA);
+    for (lines, body) in [
+        ("Require: siprec\nContent-Type: application/sdp\n", &plain),
+        ("k: timer, SIPREC\nContent-Type: application/sdp\n", &plain),
+        ("Contact: <sip:a@198.51.100.1>;+sip.src\nContent-Type: application/sdp\n", &plain),
+        ("Contact: <sip:a@198.51.100.1>;src\nContent-Type: application/sdp\n", &plain),
+        ("Contact: <sip:a@198.51.100.1;+sip.src>\nContent-Type: application/sdp\n", &plain),
+        ("Content-Type: multipart/mixed;boundary=\"foobar\"\n", &both),
+    ] {
+        let mut r = Recorder::new(2, 2);
+        let out = r.udp(invite_with("a", lines, body));
+        assert_eq!(opened(&out).streams.len(), 2, "{lines}");
+    }
+}
+
+#[test]
+fn extensions_that_are_not_understood() {
+    let mut r = Recorder::new(2, 2);
+    let lines = format!("{SRC}Require: timer, foo\nRequire: bar\nContent-Type: {MULTIPART}\n");
+    let response = refuse(&mut r, invite_with("a", &lines, &multipart(OFFER, METADATA)));
+    assert_code(&response, 420);
+    assert_eq!(field(&response, "Unsupported"), Some("foo, bar"));
+    assert_eq!(r.refused(RefuseCause::BadExtension), 1);
+    // Neither CANCEL nor ACK is refused for it (RFC 3261 §8.2.2.3).
+    assert_eq!(codes(&r.udp(message("CANCEL", "a", "", 1, "Require: foo\n", ""))), [200]);
+}
+
+#[test]
+fn bodies_that_cannot_be_used() {
+    let mut r = Recorder::new(2, 2);
+    let mut code_of = |call_id: &str, lines: &str, body: &str| {
+        let response = refuse(&mut r, invite_with(call_id, &format!("{SRC}{lines}"), body));
+        (response[8..11].to_owned(), response)
+    };
+    let (code, response) = code_of("a", "Content-Type: text/plain\n", "hello");
+    assert_eq!(code, "415");
+    assert!(field(&response, "Accept").unwrap().contains("application/sdp"));
+    let (code, response) = code_of("b", "Content-Type: application/sdp\nContent-Encoding: gzip\n", "x");
+    assert_eq!((code.as_str(), field(&response, "Accept-Encoding")), ("415", Some("identity")));
+    let (code, response) = code_of("c", "Content-Type: multipart/mixed\n", "--x\r\n\r\n--x--");
+    assert_eq!(code, "400");
+    assert!(response.starts_with("SIP/2.0 400 multipart without a boundary"), "{response}");
+    let (code, response) = code_of("d", "", "");
+    assert_eq!(code, "488");
+    assert!(field(&response, "Warning").unwrap().contains("offer"));
+    let (code, _) = code_of("e", "Content-Type: application/sdp\n", "nonsense");
+    assert_eq!(code, "488");
+    let secure = crlf(OFFER).replace("RTP/AVP", "RTP/SAVP");
+    let (code, response) = code_of("f", "Content-Type: application/sdp\n", &secure);
+    assert_eq!(code, "488");
+    assert!(field(&response, "Warning").unwrap().starts_with("305 "));
+    let removed = crlf(OFFER).replace("12240", "0").replace("22456", "0");
+    assert_eq!(code_of("g", "Content-Type: application/sdp\n", &removed).0, "488");
+    assert_eq!(r.refused(RefuseCause::UnsupportedBody), 2);
+    assert_eq!(r.refused(RefuseCause::NotAcceptable), 4);
+    assert_eq!(r.refused(RefuseCause::BadRequest), 1);
+    r.assert_whole();
+}
+
+#[test]
+fn one_m_line_of_two_is_recorded() {
+    let mut r = Recorder::new(2, 2);
+    let offer = OFFER.replacen("RTP/AVP 0", "RTP/SAVP 0", 1);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let key = opened(&r.udp(invite_with("a", &lines, &crlf(&offer)))).key;
+    let ok = only(&r.event(Event::Opened { key }));
+    assert_eq!(m_ports(body(&ok)), [0, 20_000]);
+}
+
+#[test]
+fn malformed_requests_are_told_what_is_wrong() {
+    let mut r = Recorder::new(2, 2);
+    let response = refuse(&mut r, invite("a").replace("Call-ID: a\r\n", ""));
+    assert_code(&response, 400);
+    assert!(response.starts_with("SIP/2.0 400 Missing Call-ID\r\n"), "{response}");
+    let response = refuse(&mut r, invite("b").replace("CSeq: 1 INVITE", "CSeq: 1 BYE"));
+    assert_code(&response, 400);
+    let response = refuse(&mut r, invite("c").replace(" SIP/2.0\r\nVia", " SIP/3.0\r\nVia"));
+    assert_code(&response, 505);
+    assert_eq!(r.counters.bad_requests.get(), 3);
+    assert_eq!(r.refused(RefuseCause::BadRequest), 3);
+    // The same bytes get the same tag.
+    let again = refuse(&mut r, invite("b").replace("CSeq: 1 INVITE", "CSeq: 1 BYE"));
+    let once_more = refuse(&mut r, invite("b").replace("CSeq: 1 INVITE", "CSeq: 1 BYE"));
+    assert_eq!(again, once_more);
+    for unanswerable in ["noise\r\n\r\n".to_owned(), ack("a", "x", 1).replace("Call-ID: a\r\n", "")] {
+        assert_eq!(kinds(&r.udp(unanswerable)), [""; 0]);
+    }
+    assert_eq!(r.counters.malformed.get(), 2);
+    assert_eq!(kinds(&r.udp("\r\n\r\n")), [""; 0]);
+    assert_eq!(r.counters.malformed.get(), 2);
+    r.assert_whole();
+}
+
+#[test]
+fn dialogs_that_are_not_known() {
+    let mut r = Recorder::new(2, 2);
+    let (key, tag) = r.call("a");
+    assert_eq!(codes(&r.udp(bye("b", "0123456789abcdef", 2))), [481]);
+    assert_eq!(codes(&r.udp(bye("c", &tag, 2))), [481], "right tag, wrong Call-ID");
+    assert_eq!(codes(&r.udp(bye("a", &tag, 2).replace("35e195d2", "other"))), [481]);
+    assert_eq!(codes(&r.udp(message("BYE", "d", "", 2, "", ""))), [481], "no tag");
+    assert_eq!(codes(&r.udp(reinvite("e", "zz", 2, OFFER))), [481]);
+    assert_eq!(codes(&r.udp(cancel("f"))), [481]);
+    assert_eq!(kinds(&r.udp(ack("g", "zz", 1))), [""; 0]);
+    assert_eq!(r.counters.stray.get(), 1);
+    assert_eq!(codes(&r.udp(message("BYE", "a", &tag, 3, "", ""))), [200]);
+    assert_eq!(codes(&r.udp(message("BYE", "a", &tag, 4, "", ""))), [481], "it has ended");
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn a_lower_cseq_is_out_of_order() {
+    let mut r = Recorder::new(2, 2);
+    let (key, tag) = r.call("a");
+    assert_eq!(codes(&r.udp(message("OPTIONS", "a", &tag, 9, "", ""))), [200]);
+    assert_eq!(codes(&r.udp(message("BYE", "a", &tag, 8, "", ""))), [500]);
+    assert_eq!(codes(&r.udp(message("BYE", "a", &tag, 10, "", ""))), [200]);
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn the_same_invite_over_two_ways() {
+    let mut r = Recorder::new(4, 4);
+    let key = opened(&r.udp(invite("a"))).key;
+    let other = invite("a").replace("z9hG4bKa", "z9hG4bKother");
+    assert_eq!(codes(&r.udp(other)), [482]);
+    assert_eq!(codes(&r.event(Event::Opened { key })), [200]);
+}
+
+#[test]
+fn a_peer_of_rfc_2543() {
+    let mut r = Recorder::new(4, 4);
+    let old = |message: String| message.replace("z9hG4bK", "");
+    let first = r.udp(old(invite("a")));
+    let key = opened(&first).key;
+    assert_eq!(sent(&r.udp(old(invite("a")))), sent(&first));
+    assert_eq!(codes(&r.udp(old(cancel("a")))), [200, 487]);
+    r.udp(old(ack_of_failure("a", "x")));
+    assert_eq!(kinds(&r.pass(Duration::from_secs(5))), [""; 0]);
+    r.event(Event::Opened { key });
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn files_that_cannot_be_opened() {
+    for (errno, expected) in [(28, 503), (24, 503), (122, 503), (13, 500), (30, 500)] {
+        let mut r = Recorder::new(2, 2);
+        let key = opened(&r.udp(invite("a"))).key;
+        let failure = Failure { what: "create directory", path: "2026/11".to_owned(), errno };
+        let response = only(&r.event(Event::OpenFailed { key, failure }));
+        assert_code(&response, expected);
+        assert_eq!(field(&response, "Retry-After").is_some(), expected == 503);
+        assert_eq!(r.refused(RefuseCause::OpenFailed), 1);
+        r.assert_whole();
+    }
+}
+
+#[test]
+fn files_that_take_too_long() {
+    let mut r = Recorder::new(2, 2);
+    let key = opened(&r.udp(invite("a"))).key;
+    assert_eq!(codes(&r.pass(crate::limits::OPEN_TIMEOUT)), [503]);
+    assert_eq!(r.refused(RefuseCause::OpenTimeout), 1);
+    // They come after all: the ports stay taken until the engine has let go of them.
+    assert_eq!(r.ports(), (2, 2, 0));
+    assert!(close(&r.event(Event::Opened { key })).manifest.is_none());
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn a_pool_that_is_empty() {
+    let mut r = Recorder::new(3, 10);
+    let keys: Vec<_> = ["a", "b"].map(|id| r.call(id)).into_iter().collect();
+    // One pair is left on each reactor, and two are needed on one.
+    let response = refuse(&mut r, invite("c"));
+    assert_code(&response, 503);
+    assert_eq!(field(&response, "Retry-After"), Some("10"));
+    assert_eq!(r.refused(RefuseCause::NoPort), 1);
+    assert_eq!(r.ports(), (2, 4, 0));
+    let (key, tag) = &keys[0];
+    r.udp(bye("a", tag, 2));
+    r.event(Event::Closed { key: *key });
+    assert_code(&refuse(&mut r, invite("d")), 503);
+    r.pass(COOLDOWN);
+    let out = r.udp(invite("e"));
+    let later = opened(&out).key;
+    assert_eq!(later.slot, key.slot);
+    assert_ne!(later.generation, key.generation);
+    // What is said about the former occupant does not touch the new one.
+    assert_eq!(kinds(&r.event(Event::Closed { key: *key })), [""; 0]);
+    let tag = to_tag(&sent(&r.event(Event::Opened { key: later }))[0]);
+    r.udp(bye("e", &tag, 2));
+    r.udp(bye("b", &keys[1].1, 2));
+    r.event(Event::Closed { key: later });
+    r.event(Event::Closed { key: keys[1].0 });
+    r.assert_whole();
+}
+
+#[test]
+fn slots_that_are_all_taken() {
+    let mut r = Recorder::new(10, 1);
+    let (key, tag) = r.call("a");
+    assert_code(&refuse(&mut r, invite("b")), 503);
+    assert_eq!(codes(&r.udp(message("OPTIONS", "o", "", 1, "", ""))), [503]);
+    assert_eq!(r.refused(RefuseCause::NoSlot), 1);
+    r.udp(bye("a", &tag, 2));
+    r.event(Event::Closed { key });
+    assert_eq!(codes(&r.udp(invite("c"))), [100]);
+}
+
+#[test]
+fn transactions_that_are_all_taken() {
+    let mut r = Recorder::new(10, 1);
+    let (key, tag) = r.call("a");
+    for number in 0..super::ending::transactions_max(1) {
+        r.udp(message("OPTIONS", &format!("o{number}"), "", 1, "", ""));
+    }
+    assert!(r.counters.transactions_full.get() > 0);
+    // A new call waits; a running one can end.
+    assert_code(&refuse(&mut r, invite("b")), 503);
+    assert_eq!(codes(&r.udp(bye("a", &tag, 2))), [200]);
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}

@@ -1,0 +1,15 @@
+//! The recorder as a whole, against the field's own programs and against peers that mean no good.
+//!
+//! Each test starts the real binary with ports and a directory of its own, so all run in parallel. A test waits for what has to
+//! come, never for time to pass.
+
+#![allow(clippy::disallowed_methods, reason = "these are the recorder's peers: they live in real time")]
+
+mod media;
+mod peers;
+mod recorder;
+mod recording;
+mod src;
+
+mod dialog;
+mod sipp;
