@@ -527,7 +527,7 @@ mod tests {
         let key = RecordingKey { reactor: 1, slot: 2, generation: 7 };
         table.publish(&table::Snapshot {
             key,
-            id: 0x0199_2c3d_4e5f_7abc_8def_0123_4567_89ab,
+            id: crate::session::id::Id(0x0199_2c3d_4e5f_7abc_8def_0123_4567_89ab),
             call_id: "a\"b@sbc.example".into(),
             peer: "192.0.2.9:5060".parse().unwrap(),
             state: table::State::Established,

@@ -314,7 +314,7 @@ fn a_run_that_is_stopped_says_goodbye_and_expects_no_more_than_it_sent() {
     });
     let report = report.unwrap();
     assert!(report.interrupted && report.is_good(), "{report}");
-    let verified = report.verify.unwrap();
+    let verified = report.verify.as_ref().unwrap();
     assert_eq!(verified.counts.found, report.media.packets_sent);
     assert!((30..600).contains(&report.media.packets_sent), "{report}");
 }
