@@ -1,3 +1,5 @@
+//! Recordings made here, whole and spoiled: what the proof must accept and what it must find.
+
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs;
