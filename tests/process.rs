@@ -242,3 +242,25 @@ fn every_limit_of_the_unit_has_its_reason() {
         assert!(!is_limit || lines[number - 1].starts_with("# "), "{line} has no reason");
     }
 }
+
+/// The README has a row for every flag, and every name that a monitor may meet.
+#[test]
+fn the_readme_knows_every_flag_and_every_cause() {
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let help = sipreel(&["record", "--help"]);
+    let flags = text(&help.stdout).lines().map(str::trim_start).filter(|line| line.starts_with("--"));
+    let flags: Vec<&str> = flags.map(|line| line.split(' ').next().unwrap()).collect();
+    assert!(flags.len() > 10, "{flags:?}");
+    for flag in flags {
+        assert!(readme.contains(&format!("| `{flag} ")), "{flag} is not in the README");
+    }
+
+    let mut recorder = Recorder::start("51100-51119");
+    recorder.event("ready");
+    let stats = sipreel(&["stats", "--json", "--socket", recorder.socket().to_str().unwrap()]);
+    let stats: Value = serde_json::from_slice(&stats.stdout).unwrap();
+    let parts = [&stats, &stats["media"]["dropped"], &stats["sessions"]["refused"]];
+    for name in parts.iter().flat_map(|part| part.as_object().unwrap().keys()) {
+        assert!(readme.contains(&format!("`{name}`")), "{name} is not in the README");
+    }
+}
