@@ -162,7 +162,7 @@ fn a_second_recorder_on_the_same_stats_socket_is_refused() {
     first.event("ready");
     let second = record(first.dir.path(), "51060-51079").output().unwrap();
     assert_eq!(second.status.code(), Some(2));
-    let line: Value = serde_json::from_slice(&second.stderr).expect(text(&second.stderr));
+    let line: Value = serde_json::from_slice(&second.stderr).unwrap();
     assert!(line["message"].as_str().unwrap().contains("a recorder is already running"), "{line}");
     assert!(first.socket().exists());
 }

@@ -503,7 +503,7 @@ fn literal(text: &str, before: Option<char>) -> usize {
     if text.starts_with("/*") {
         return until(2, "*/");
     }
-    if text.starts_with('r') && !in_a_word || text.starts_with("br") && !in_a_word {
+    if (text.starts_with('r') || text.starts_with("br")) && !in_a_word {
         let quote = text.find('"').unwrap_or(0);
         let hashes = text[..quote].trim_start_matches('b').trim_start_matches('r');
         if quote > 0 && hashes.bytes().all(|b| b == b'#') {
