@@ -5,6 +5,8 @@
 //! rtpengine's pcap recording (Debian package rtpengine-daemon) on the same load. As a test: one small round.
 //! Each receiver is pinned to one core and the sender to the other; loss is counted on every side, rtpengine's from its files.
 
+#![expect(clippy::disallowed_methods, reason = "real time is what is waited for and measured here")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;

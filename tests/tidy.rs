@@ -234,7 +234,7 @@ struct Source<'a> {
     code: String,
     /// Line of the in-file tests. What they read or measure is no effect of the product.
     tests: usize,
-    /// `None` for `lib.rs`, `main.rs` and everything outside `src`.
+    /// `None` for `lib.rs`, the files of the binary, and everything outside `src`.
     module: Option<&'a str>,
 }
 
@@ -242,7 +242,7 @@ impl<'a> Source<'a> {
     fn new(path: &'a str, text: &'a str) -> Source<'a> {
         let top =
             path.strip_prefix("src/").map(|rest| rest.split('/').next().unwrap().trim_end_matches(".rs"));
-        let module = top.filter(|top| !["lib", "main"].contains(top));
+        let module = top.filter(|top| !["lib", "main", "demo"].contains(top));
         let code = blank(text, |_| true);
         let tests = code.lines().position(|line| line == "#[cfg(test)]").unwrap_or(usize::MAX);
         Source { path, text, code, tests, module }
@@ -306,6 +306,8 @@ impl<'a> Source<'a> {
                     "dbg" | "todo" | "unimplemented" if is_macro => {
                         self.report(found, Rule::Unfinished, number, word);
                     }
+                    // The standard library's own name for the mutable twin of `get`.
+                    "get_mut" => {}
                     word if word.starts_with("get_") && line.contains(&format!("fn {word}")) => {
                         self.report(
                             found,
@@ -501,7 +503,7 @@ fn literal(text: &str, before: Option<char>) -> usize {
     if text.starts_with("/*") {
         return until(2, "*/");
     }
-    if text.starts_with('r') && !in_a_word || text.starts_with("br") && !in_a_word {
+    if (text.starts_with('r') || text.starts_with("br")) && !in_a_word {
         let quote = text.find('"').unwrap_or(0);
         let hashes = text[..quote].trim_start_matches('b').trim_start_matches('r');
         if quote > 0 && hashes.bytes().all(|b| b == b'#') {

@@ -46,8 +46,8 @@ impl Commit {
     /// Runs until the directory thread has dropped its end.
     pub fn run(mut self) {
         while let Ok(first) = self.finished.recv() {
-            let mut batch = vec![first];
-            batch.extend(self.finished.try_iter().take(limits::COMMIT_BATCH - 1));
+            let mut batch = vec![*first];
+            batch.extend(self.finished.try_iter().take(limits::COMMIT_BATCH - 1).map(|finished| *finished));
             for event in self.commit(batch) {
                 // Fails only when control is gone, which ends after the last commit is reported.
                 let _ = self.events.send(event);
@@ -55,7 +55,7 @@ impl Commit {
         }
     }
 
-    fn commit(&mut self, batch: Vec<Box<Finished>>) -> Vec<Event> {
+    fn commit(&mut self, batch: Vec<Finished>) -> Vec<Event> {
         let together = batch.len() >= SYNC_TOGETHER;
         let mut events = Vec::new();
         let mut ready = Vec::new();
@@ -143,7 +143,7 @@ impl Commit {
         sync().map_err(|e| failure("sync", format!("{path}.part"), &e))
     }
 
-    fn rename(&self, ready: Vec<Box<Finished>>) -> Vec<Event> {
+    fn rename(&self, ready: Vec<Finished>) -> Vec<Event> {
         let mut parents = BTreeSet::new();
         let mut events = Vec::new();
         for finished in ready {

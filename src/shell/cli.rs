@@ -46,7 +46,9 @@ pub struct DemoArgs {
     pub format: Format,
 }
 
+/// Of a flag that cannot repeat the last one counts: what a service's environment appends wins over what its unit says.
 #[derive(Args, Debug)]
+#[command(args_override_self = true)]
 pub struct RecordArgs {
     /// Where recordings go, as DIR/YYYY/MM/DD/HH/ID; made if missing
     ///
@@ -274,6 +276,13 @@ mod tests {
         let at = |text: &str| Listen::At(text.parse().unwrap());
         assert_eq!(args.sip_udp, [at("[::1]:5070"), at("127.0.0.1:5060")]);
         assert_eq!(args.sip_tcp, [Listen::Off]);
+    }
+
+    #[test]
+    fn the_last_of_a_flag_counts() {
+        let argv = ["sipreel", "record", "--dir", "a", "--format", "raw", "--dir", "b"];
+        let Command::Record(args) = Cli::try_parse_from(argv).unwrap().command else { panic!() };
+        assert_eq!((args.dir, args.format), (PathBuf::from("b"), Format::Raw));
     }
 
     #[test]

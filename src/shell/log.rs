@@ -11,7 +11,8 @@ use super::cli::{LogFormat, LogLevel};
 /// A JSON line is one flat object: `timestamp` (RFC 3339 UTC, microseconds), `level`, `message`, `target`, and the
 /// event's own fields.
 pub fn install(format: LogFormat, level: LogLevel) {
-    let builder = tracing_subscriber::fmt().with_max_level(filter(level)).with_writer(io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_max_level(filter(level)).with_ansi(false).with_writer(io::stderr);
     // A second subscriber in one process is a test's; it logs where the first does.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),

@@ -1,4 +1,4 @@
-//! Recordings written by a faultless recorder, and every kind of damage that must be found in them.
+//! Recordings made here, whole and spoiled: what the proof must accept and what it must find.
 
 use serde_json::json;
 use sha2::{Digest, Sha256};
