@@ -110,7 +110,7 @@ fn streams_that_cannot_be_framed() {
 fn oversized_and_binary_datagrams() {
     let mut recorder = Recorder::start();
     let socket = UdpSocket::bind((recorder.udp.ip(), 0)).unwrap();
-    let send = |bytes: &[u8]| drop(socket.send_to(bytes, recorder.udp).unwrap());
+    let send = |bytes: &[u8]| assert_eq!(socket.send_to(bytes, recorder.udp).unwrap(), bytes.len());
     let padding = |n: usize| "x".repeat(n);
     let all = 65_507;
     send(&vec![0xff; all]);

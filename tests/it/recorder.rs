@@ -108,7 +108,8 @@ fn media_ports(ip: IpAddr, pairs: u16) -> String {
     // Two runs of the tests at once begin at different places.
     let begin = (std::process::id() as u16).wrapping_mul(640) % (room / 2) * 2;
     for _ in 0..200 {
-        let offset = begin.wrapping_add(NEXT.fetch_add(wanted, Ordering::Relaxed)) % room & !1;
+        let step = NEXT.fetch_add(wanted, Ordering::Relaxed);
+        let offset = (begin.wrapping_add(step) % room) & !1;
         let first = PORTS.start + offset;
         if (first..first + wanted).all(|port| UdpSocket::bind((ip, port)).is_ok()) {
             return format!("{first}-{}", first + wanted - 1);

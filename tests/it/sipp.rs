@@ -88,6 +88,8 @@ fn record(ip: &str, tcp: bool) {
     let pcap = recording.pcap();
     for (leg, port) in legs.iter().zip(&ports) {
         assert_eq!(pcap.payloads_to(*port), leg.sent, "bit for bit, in order");
+        let to = SocketAddr::new(ip, *port);
+        assert!(pcap.to_port(*port).iter().all(|packet| (packet.from, packet.to) == (leg.source(), to)));
     }
     let manifest = &recording.manifest;
     assert_eq!(manifest["end_cause"], "bye");
