@@ -14,7 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PORT_BASE: u16 = 30_000;
+/// Below the ephemeral ports, so that no client socket has one of these.
+const PORT_BASE: u16 = 26_000;
 const PAYLOAD: usize = 172;
 const BATCH: usize = 50;
 

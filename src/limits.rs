@@ -206,6 +206,15 @@ pub const WRITES_PER_PACKET: usize = 3;
 // The window of sequence numbers that tells late from duplicate is 128 bits wide.
 const _: () = assert!(SEQ_MISORDER_MAX < 128);
 
+/// Bytes of a G.711 packet as a pcap record, 20 ms: what is prefetched of the room for the next one.
+pub const RECORD_USUAL: usize = 230;
+/// Bytes of a line of the processor's caches.
+pub const CACHE_LINE: usize = 64;
+/// How many packets ahead a packet's recording and then its stream are prefetched: memory takes about as long as a packet,
+/// and the first address is needed to know the second.
+pub const PREFETCH_RECORDING: usize = 8;
+pub const PREFETCH_STREAM: usize = 4;
+
 // ---- stats socket -----------------------------------------------------------------------------------------------
 
 /// Clients served at once; further ones wait in the backlog.

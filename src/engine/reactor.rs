@@ -110,9 +110,28 @@ impl Reactor {
         if !batch.is_empty() {
             self.batch.record(batch.len() as u64);
         }
-        let result = batch.iter().try_for_each(|&completion| self.dispatch(completion));
+        let mut result = Ok(());
+        for (index, &completion) in batch.iter().enumerate() {
+            self.look_ahead(&batch[index..]);
+            result = self.dispatch(completion);
+            if result.is_err() {
+                break;
+            }
+        }
         self.ring.reaped(batch);
         result
+    }
+
+    /// Touch each stream's cache lines once, ahead of time: then memory is the cost of a packet, and it is paid in parallel.
+    fn look_ahead(&self, coming: &[Completion]) {
+        let socket =
+            |ahead: usize| coming.get(ahead).map(|c| c.token).filter(|token| token.kind == Kind::Media);
+        if let Some(token) = socket(limits::PREFETCH_RECORDING) {
+            self.recordings.prefetch_recording(token.slot);
+        }
+        if let Some(token) = socket(limits::PREFETCH_STREAM) {
+            self.recordings.prefetch_stream(token.slot);
+        }
     }
 
     fn dispatch(&mut self, completion: Completion) -> io::Result<()> {

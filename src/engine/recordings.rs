@@ -178,6 +178,21 @@ impl Recordings {
         self.active.is_empty()
     }
 
+    /// A packet of this socket comes soon: fetches the recording.
+    pub fn prefetch_recording(&self, socket: u32) {
+        if let Some(live) = &self.live[self.ports[socket as usize].recording as usize] {
+            prefetch((&raw const **live).cast(), size_of::<Live>().div_ceil(limits::CACHE_LINE));
+        }
+    }
+
+    /// The same a little later, when the recording is there: fetches what it points to.
+    pub fn prefetch_stream(&self, socket: u32) {
+        let PortUse { recording, stream, .. } = self.ports[socket as usize];
+        if let Some(live) = &self.live[recording as usize] {
+            live.media.touched(stream).into_iter().for_each(|(start, lines)| prefetch(start, lines));
+        }
+    }
+
     /// One datagram of a media socket. It ends in a block or in `dropped`, by cause.
     pub fn packet(
         &mut self,
@@ -682,6 +697,19 @@ impl Live {
         Ok(Some(Finished { path: std::mem::take(&mut self.path), manifest, media }))
     }
 }
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch(start: *const u8, lines: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in 0..lines {
+        // SAFETY: a prefetch is a hint: it reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * limits::CACHE_LINE).cast()) };
+    }
+}
+
+/// Elsewhere the processor is left to guess.
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch(_: *const u8, _: usize) {}
 
 fn spec(stream: &OpenStream) -> StreamSpec {
     let rtp = SocketAddr::new(stream.address, stream.ports.rtp);
