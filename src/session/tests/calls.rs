@@ -27,7 +27,7 @@ fn a_call_over_udp() {
 
     r.pass(Duration::from_millis(3));
     let out = r.event(Event::Opened { key });
-    assert_eq!(kinds(&out), ["Send", "Signal"]);
+    assert_eq!(kinds(&out), ["Signal", "Send"]);
     let ok = only(&out);
     assert!(ok.starts_with("SIP/2.0 200 OK\r\n"), "{ok}");
     assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@192.0.2.10:5060>;+sip.srs"));
@@ -47,7 +47,7 @@ fn a_call_over_udp() {
     assert_eq!(kinds(&r.pass(Duration::from_secs(60))), [""; 0]);
 
     let out = r.udp(bye("a", &tag, 2));
-    assert_eq!(kinds(&out), ["Signal", "Send", "Signal", "Close"]);
+    assert_eq!(kinds(&out), ["Signal", "Signal", "Send", "Close"]);
     assert_eq!(codes(&out), [200]);
     let manifest = manifest(&out);
     assert_eq!(manifest.id, id);
@@ -83,7 +83,7 @@ fn a_call_over_tcp_is_answered_on_its_connection() {
     let out = r.receive(tcp(), invite("a"));
     let key = opened(&out).key;
     let out = r.event(Event::Opened { key });
-    let Command::Send { flow, .. } = &out[0] else { panic!("{out:?}") };
+    let Command::Send { flow, .. } = &out[1] else { panic!("{out:?}") };
     assert_eq!(*flow, tcp());
     let ok = only(&out);
     assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@192.0.2.10:5060;transport=tcp>;+sip.srs"));
@@ -130,10 +130,10 @@ fn a_repeated_invite_gets_the_same_answer_and_one_recording() {
     assert_eq!(sent(&again), sent(&first));
     // What was said while the files were made comes into the pcap afterwards, in order.
     let out = r.event(Event::Opened { key });
-    assert_eq!(kinds(&out), ["Signal", "Signal", "Send", "Signal"]);
+    assert_eq!(kinds(&out), ["Signal", "Signal", "Signal", "Send"]);
     let ok = sent(&out);
     let again = r.udp(invite("a"));
-    assert_eq!(kinds(&again), ["Signal", "Send", "Signal"]);
+    assert_eq!(kinds(&again), ["Signal", "Signal", "Send"]);
     assert_eq!(sent(&again), ok);
     assert_eq!(r.counters.total.get(), 1);
     assert_eq!(r.counters.retransmissions_received.get(), 2);
@@ -214,7 +214,7 @@ fn our_bye_follows_a_strict_router() {
     let key = opened(&r.udp(invite_with("a", &lines, &multipart(OFFER, METADATA)))).key;
     r.event(Event::Opened { key });
     let out = r.event(Event::Drain { grace: Duration::ZERO });
-    let Command::Send { flow, bytes } = &out[0] else { panic!("{out:?}") };
+    let Command::Send { flow, bytes } = &out[1] else { panic!("{out:?}") };
     let bye = text(bytes);
     assert!(bye.starts_with("BYE sip:203.0.113.5:5080 SIP/2.0\r\n"), "{bye}");
     assert_eq!(bye.matches("Route: ").count(), 2, "{bye}");
@@ -290,7 +290,7 @@ fn a_drain_ends_everything() {
 
     r.udp(ack_of_failure("d", &to_tag(&Bytes::from(refused))));
     let out = r.pass(Duration::from_secs(3));
-    assert_eq!(kinds(&out), ["Send", "Signal", "Close", "Send", "Signal", "Close", "Send"]);
+    assert_eq!(kinds(&out), ["Signal", "Send", "Close", "Signal", "Send", "Close", "Send"]);
     let sent = sent(&out);
     assert!(sent[0].starts_with(b"BYE ") && sent[1].starts_with(b"BYE "));
     assert_eq!(code(&sent[2]), 503);
@@ -348,7 +348,7 @@ fn metadata_that_cannot_be_understood_is_kept_and_flagged() {
     // A BYE brings one that is whole.
     let lines = "Content-Type: application/rs-metadata+xml\n";
     let out = r.udp(message("BYE", "a", &tag, 2, lines, METADATA));
-    assert_eq!(kinds(&out), ["Signal", "File", "Send", "Signal", "Close"]);
+    assert_eq!(kinds(&out), ["Signal", "File", "Signal", "Send", "Close"]);
     let manifest = manifest(&out);
     let understood: Vec<_> =
         manifest.metadata.iter().map(|body| (body.file.as_str(), body.understood)).collect();
@@ -415,6 +415,6 @@ fn a_session_on_ipv6() {
     assert!(body(&ok).contains("c=IN IP6 2001:db8::10\r\n"), "{ok}");
     // The Contact of the SRC is an IPv4 address, which this listener cannot reach.
     let out = r.event(Event::Drain { grace: Duration::ZERO });
-    let Command::Send { flow: bye, .. } = &out[0] else { panic!("{out:?}") };
+    let Command::Send { flow: bye, .. } = &out[1] else { panic!("{out:?}") };
     assert_eq!(bye.peer, flow.peer);
 }

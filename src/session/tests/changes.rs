@@ -22,7 +22,7 @@ fn an_unchanged_offer_is_answered_at_once_with_the_same_answer() {
     let mut r = Recorder::new(4, 4);
     let (_, tag) = r.call("a");
     let out = r.udp(reinvite("a", &tag, 2, OFFER));
-    assert_eq!(kinds(&out), ["Signal", "Send", "Signal"]);
+    assert_eq!(kinds(&out), ["Signal", "Signal", "Send"]);
     let ok = only(&out);
     assert_eq!(version(body(&ok)), "1");
     assert_eq!(m_ports(body(&ok)), [20_000, 20_002]);
@@ -61,7 +61,7 @@ fn an_m_line_is_added_and_removed() {
     let (key, tag) = r.call("a");
     let three = format!("{OFFER}m=audio 30000 RTP/AVP 8\na=sendonly\na=label:3\n");
     let out = r.udp(reinvite("a", &tag, 2, &three));
-    assert_eq!(kinds(&out), ["Signal", "Send", "Signal", "Change"]);
+    assert_eq!(kinds(&out), ["Signal", "Signal", "Send", "Change"]);
     assert_eq!(codes(&out), [100]);
     let added = change(&out);
     assert_eq!((added.add.len(), added.add[0].stream, added.add[0].label.as_str()), (1, 2, "3"));
@@ -177,7 +177,7 @@ fn metadata_without_an_offer() {
     let update = METADATA.replace("complete", "partial").replace("Bob", "Robert");
     let lines = format!("{SRC}Content-Type: application/rs-metadata+xml\n");
     let out = r.udp(message("INVITE", "a", &tag, 2, &lines, &update));
-    assert_eq!(kinds(&out), ["Signal", "File", "Send", "Signal"]);
+    assert_eq!(kinds(&out), ["Signal", "File", "Signal", "Send"]);
     let Command::File { file, .. } = &out[1] else { panic!("{out:?}") };
     assert_eq!((file.name.as_str(), &file.bytes[..]), ("metadata-0002.xml", update.as_bytes()));
     let ok = only(&out);
@@ -200,5 +200,5 @@ fn in_raw_format_another_codec_is_another_stream() {
 
     let mut r = Recorder::new(4, 4);
     let (_, tag) = r.call("a");
-    assert_eq!(kinds(&r.udp(reinvite("a", &tag, 2, &g722))), ["Signal", "Send", "Signal"]);
+    assert_eq!(kinds(&r.udp(reinvite("a", &tag, 2, &g722))), ["Signal", "Signal", "Send"]);
 }

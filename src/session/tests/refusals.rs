@@ -33,7 +33,7 @@ fn a_method_that_is_not_done_in_a_dialog_leaves_it() {
     let mut r = Recorder::new(2, 2);
     let (key, tag) = r.call("a");
     let out = r.udp(message("UPDATE", "a", &tag, 2, "Content-Type: application/rs-metadata\n", METADATA));
-    assert_eq!((kinds(&out), codes(&out)), (vec!["Signal", "Send", "Signal"], vec![405]));
+    assert_eq!((kinds(&out), codes(&out)), (vec!["Signal", "Signal", "Send"], vec![405]));
     assert_eq!(codes(&r.udp(message("OPTIONS", "a", &tag, 3, "", ""))), [200]);
     assert_eq!(codes(&r.udp(bye("a", &tag, 4))), [200]);
     r.event(Event::Closed { key });
