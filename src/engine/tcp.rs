@@ -180,9 +180,10 @@ impl Connections {
         if let Some(id) = completion.buffer() {
             self.buffers.give(id);
         }
-        for _ in 0..pings {
-            // RFC 5626 §4.4.1: a double CRLF is answered with one.
-            self.queue(slot, Bytes::from_static(b"\r\n"), ring)?;
+        // RFC 5626 §4.4.1: a double CRLF is answered with one. A peer that asks and does not read is closed as any other, and
+        // that ends its connection alone.
+        if pings > 0 && self.queue(slot, Bytes::from(b"\r\n".repeat(pings)), ring).is_err() {
+            self.counters.sip_send_errors.add(1);
         }
         self.settle(slot, generation, ring, out)
     }
