@@ -69,7 +69,8 @@ impl Sessions {
             )
             .warning(399));
         };
-        let offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let mut offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        answer::narrow(&mut offer, &[], &[], self.rules.format);
         let plans = answer::plan(&offer, &[], &[], self.rules.format, STREAMS_PER_RECORDING_MAX)
             .ok()
             .filter(|plans| plans.contains(&Plan::Add))
@@ -246,7 +247,8 @@ impl Sessions {
         let Some(sdp) = sdp else {
             return Ok(Renegotiated { session: session.clone(), added: 0, removed: Vec::new() });
         };
-        let offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let mut offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        answer::narrow(&mut offer, &session.lines, &session.streams, self.rules.format);
         let room = STREAMS_PER_RECORDING_MAX - session.streams.len();
         let plans = answer::plan(&offer, &session.lines, &session.streams, self.rules.format, room)
             .map_err(|_| not_acceptable(305, "no m-line that can be recorded".to_owned()))?;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::answer::{self, Plan};
+use super::answer::Plan;
 use super::dialog::Dialog;
 use super::history::History;
 use super::id::Id;
@@ -13,6 +13,7 @@ use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
 use crate::clock::{Mono, Wall};
 use crate::proto::manifest::{self, Manifest};
+use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
 
 #[derive(Debug)]
@@ -139,7 +140,7 @@ impl Stream {
     }
 
     fn manifest(&self) -> manifest::Stream {
-        let codec = answer::first_codec(&self.codecs);
+        let codec = raw::main_codec(&self.codecs);
         manifest::Stream {
             label: self.label.clone(),
             participants: self.participants.clone(),
