@@ -64,6 +64,11 @@ pub const SIGNALS_PENDING_MAX: usize = 16;
 pub const STREAMS_PER_RECORDING_MAX: usize = 16;
 /// rs-metadata bodies kept per recording: an update a second for an hour. Later ones are counted, not kept.
 pub const METADATA_BODIES_MAX: usize = 3_600;
+/// Bytes of ids, names and addresses remembered per recording for its manifest: some 10,000 people, or one metadata body of
+/// the largest size and what came before it.
+pub const METADATA_REMEMBERED_MAX: usize = 1024 * 1024;
+/// Participants that ever sent into one stream. A conference in one mixed stream has dozens.
+pub const SENDERS_PER_STREAM_MAX: usize = 256;
 /// Bytes of the Call-ID shown in the session table; the manifest has it whole.
 pub const TABLE_TEXT: usize = 64;
 /// Attempts of one table read. A write takes some 20 ns, so a reader that fails this often met a writer that was preempted.

@@ -277,3 +277,23 @@ fn the_manifest_names_the_codec_that_the_file_has() {
     let out = r.udp(bye("a", &tag, 2));
     assert_eq!(manifest(&out).streams[0].codec.as_deref(), Some("PCMA"));
 }
+
+/// An SRC that names thousands of new senders with every update costs neither memory nor the control thread's time.
+#[test]
+fn the_senders_of_a_stream_are_bounded() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    for cseq in 2..12u32 {
+        let people: String = (0..1_500)
+            .map(|n| format!("<participant id='{cseq}-{n}'><send>s</send></participant>"))
+            .collect();
+        let update = format!("<recording><stream id='s'><label>1</label></stream>{people}</recording>");
+        let lines = format!("{SRC}Content-Type: application/rs-metadata+xml\n");
+        assert_eq!(codes(&r.udp(message("INVITE", "a", &tag, cseq, &lines, &update))), [200]);
+        r.udp(ack("a", &tag, cseq));
+    }
+    let out = r.udp(bye("a", &tag, 20));
+    let senders = &manifest(&out).streams[0].participants;
+    assert_eq!(senders.len(), crate::limits::SENDERS_PER_STREAM_MAX);
+    assert_eq!(senders[1], "2-0", "the first that were named");
+}
