@@ -28,6 +28,8 @@ pub const METADATA_MAX: usize = 256 * 1024;
 pub const METADATA_ELEMENTS_MAX: usize = 10_000;
 /// Nesting of one rs-metadata body; RFC 7865 needs four.
 pub const METADATA_DEPTH_MAX: usize = 32;
+/// Addresses of one participant. RFC 7865 §6.5.1 expects several; deployed SRCs send one.
+pub const METADATA_AORS_MAX: usize = 32;
 /// Attributes of one element.
 pub const METADATA_ATTRIBUTES_MAX: usize = 64;
 /// A 200 that does not fit a datagram without fragments is lost by some firewalls, so answers stay below this where they can.
