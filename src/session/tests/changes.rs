@@ -297,3 +297,19 @@ fn the_senders_of_a_stream_are_bounded() {
     assert_eq!(senders.len(), crate::limits::SENDERS_PER_STREAM_MAX);
     assert_eq!(senders[1], "2-0", "the first that were named");
 }
+
+#[test]
+fn a_reinvite_over_another_local_address_does_not_move_the_media() {
+    let mut r = Recorder::new(4, 4);
+    let (key, tag) = r.call("a");
+    let other = Flow { local: "203.0.113.10:5060".parse().unwrap(), ..udp() };
+    let same = only(&r.receive(other, reinvite("a", &tag, 2, OFFER)));
+    assert!(body(&same).contains("c=IN IP4 192.0.2.10\r\n"), "{same}");
+    assert_eq!(version(body(&same)), "1");
+    assert_eq!(field(&same, "Contact"), Some("<sip:sipreel@203.0.113.10:5060>;+sip.srs"));
+    r.receive(other, ack("a", &tag, 2));
+    let out = r.receive(other, reinvite("a", &tag, 3, &format!("{OFFER}m=audio 30000 RTP/AVP 8\n")));
+    assert_eq!(change(&out).add[0].address.to_string(), "192.0.2.10");
+    let added = only(&r.event(Event::Changed { key }));
+    assert!(body(&added).contains("c=IN IP4 192.0.2.10\r\n"), "{added}");
+}
