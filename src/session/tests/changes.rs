@@ -313,3 +313,17 @@ fn a_reinvite_over_another_local_address_does_not_move_the_media() {
     let added = only(&r.event(Event::Changed { key }));
     assert!(body(&added).contains("c=IN IP4 192.0.2.10\r\n"), "{added}");
 }
+
+#[test]
+fn a_bye_while_streams_are_being_armed_knows_who_sends_into_them() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    let offer = format!("{OFFER}m=audio 30000 RTP/AVP 8\na=label:3\n");
+    let more = "<stream stream_id='t3'><label>3</label></stream>\
+                <participant id='carol'><send>t3</send></participant></recording>";
+    let lines = format!("{SRC}Content-Type: {MULTIPART}\n");
+    let update = multipart(&offer, &METADATA.replace("</recording>", more));
+    assert_eq!(change(&r.udp(message("INVITE", "a", &tag, 2, &lines, &update))).add.len(), 1);
+    let out = r.udp(bye("a", &tag, 3));
+    assert_eq!(manifest(&out).streams[2].participants, ["carol"]);
+}
