@@ -79,8 +79,11 @@ pub const TABLE_READ_ATTEMPTS: usize = 10_000;
 // ---- threads ----------------------------------------------------------------------------------------------------
 
 /// Events waiting for the control thread. At 2,000 calls/s this is two seconds of INVITE, ACK and BYE; then reactors
-/// drop new requests (counted), and SIP retransmits them.
+/// drop new datagrams (counted), and SIP retransmits them.
 pub const EVENTS_MAX: usize = 16_384;
+/// Bytes of SIP messages of TCP connections that wait for room among the events, per reactor: 4,000 INVITEs. Then their
+/// connections are closed.
+pub const TCP_KEPT: usize = 16 * 1024 * 1024;
 /// Commands waiting for one reactor.
 pub const COMMANDS_MAX: usize = 16_384;
 /// Recordings waiting to be hashed, synced and renamed.
