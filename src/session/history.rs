@@ -1,6 +1,7 @@
 //! What the rs-metadata bodies of one recording have said so far. Who has left the call stays in its manifest.
 
 use bytes::Bytes;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::SmallFile;
@@ -112,7 +113,8 @@ impl History {
 
     /// A later body may know more of somebody, or less: what is known is never taken back.
     fn remember_participant(&mut self, update: &metadata::Participant) {
-        if let Some(index) = self.participant_index.get(&update.id).copied() {
+        let key = identity(update);
+        if let Some(index) = self.participant_index.get(key.as_ref()).copied() {
             let known = &self.participants[index];
             let name = update.name.as_ref().or(known.name.as_ref()).cloned();
             let aors = if update.aors.is_empty() { known.aors.clone() } else { update.aors.clone() };
@@ -123,7 +125,7 @@ impl History {
         } else if self.participants.len() < METADATA_ELEMENTS_MAX
             && self.room(0, update.id.len() + text(&update.name, &update.aors))
         {
-            self.participant_index.insert(update.id.clone(), self.participants.len());
+            self.participant_index.insert(key.into_owned(), self.participants.len());
             self.participants.push(Participant {
                 id: update.id.clone(),
                 aors: update.aors.clone(),
@@ -142,6 +144,19 @@ impl History {
             self.forgotten += 1;
         }
         fits
+    }
+}
+
+/// What tells a participant from the others: the id, and without one all that is said of them.
+fn identity(participant: &metadata::Participant) -> Cow<'_, str> {
+    if participant.id.is_empty() {
+        Cow::Owned(format!(
+            "\n{}\n{}",
+            participant.aors.join("\n"),
+            participant.name.as_deref().unwrap_or("")
+        ))
+    } else {
+        Cow::Borrowed(&participant.id)
     }
 }
 
@@ -178,6 +193,18 @@ mod tests {
         }
         let shorter = history.participants()[0].name.clone();
         assert!(shorter.is_none() || shorter.as_deref() == Some("Two"));
+    }
+
+    #[test]
+    fn participants_without_an_id_stay_apart() {
+        let mut history = History::default();
+        let both = "<participant><nameID aor='sip:a@x'/></participant><participant><nameID aor='sip:b@x'/></participant>";
+        for _ in 0..2 {
+            history.take(Wall(0), body(both));
+        }
+        let aors: Vec<_> =
+            history.participants().into_iter().flat_map(|participant| participant.aors).collect();
+        assert_eq!(aors, ["sip:a@x", "sip:b@x"]);
     }
 
     #[test]
