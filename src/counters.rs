@@ -119,7 +119,7 @@ pub struct ReactorCounters {
     pub disk_bytes: Counter,
     pub disk_errors: Counter,
     pub sip_datagrams: Counter,
-    /// SIP messages that control had no room for; the peer retransmits.
+    /// SIP messages that control had no room for: the peer of a datagram sends it again, that of a stream is disconnected.
     pub sip_overload: Counter,
     pub sip_sent: Counter,
     pub sip_send_errors: Counter,

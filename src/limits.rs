@@ -28,6 +28,8 @@ pub const METADATA_MAX: usize = 256 * 1024;
 pub const METADATA_ELEMENTS_MAX: usize = 10_000;
 /// Nesting of one rs-metadata body; RFC 7865 needs four.
 pub const METADATA_DEPTH_MAX: usize = 32;
+/// Addresses of one participant. RFC 7865 §6.5.1 expects several; deployed SRCs send one.
+pub const METADATA_AORS_MAX: usize = 32;
 /// Attributes of one element.
 pub const METADATA_ATTRIBUTES_MAX: usize = 64;
 /// A 200 that does not fit a datagram without fragments is lost by some firewalls, so answers stay below this where they can.
@@ -64,6 +66,11 @@ pub const SIGNALS_PENDING_MAX: usize = 16;
 pub const STREAMS_PER_RECORDING_MAX: usize = 16;
 /// rs-metadata bodies kept per recording: an update a second for an hour. Later ones are counted, not kept.
 pub const METADATA_BODIES_MAX: usize = 3_600;
+/// Bytes of ids, names and addresses remembered per recording for its manifest: some 10,000 people, or one metadata body of
+/// the largest size and what came before it.
+pub const METADATA_REMEMBERED_MAX: usize = 1024 * 1024;
+/// Participants that ever sent into one stream. A conference in one mixed stream has dozens.
+pub const SENDERS_PER_STREAM_MAX: usize = 256;
 /// Bytes of the Call-ID shown in the session table; the manifest has it whole.
 pub const TABLE_TEXT: usize = 64;
 /// Attempts of one table read. A write takes some 20 ns, so a reader that fails this often met a writer that was preempted.
@@ -72,8 +79,11 @@ pub const TABLE_READ_ATTEMPTS: usize = 10_000;
 // ---- threads ----------------------------------------------------------------------------------------------------
 
 /// Events waiting for the control thread. At 2,000 calls/s this is two seconds of INVITE, ACK and BYE; then reactors
-/// drop new requests (counted), and SIP retransmits them.
+/// drop new datagrams (counted), and SIP retransmits them.
 pub const EVENTS_MAX: usize = 16_384;
+/// Bytes of SIP messages of TCP connections that wait for room among the events, per reactor: 4,000 INVITEs. Then their
+/// connections are closed.
+pub const TCP_KEPT: usize = 16 * 1024 * 1024;
 /// Commands waiting for one reactor.
 pub const COMMANDS_MAX: usize = 16_384;
 /// Recordings waiting to be hashed, synced and renamed.
@@ -110,6 +120,8 @@ pub const TCP_BUFFER_SIZE: usize = 8 * 1024;
 pub const TCP_CONNECTIONS: usize = 512;
 /// Bytes waiting to be sent on one TCP connection; a peer that does not read is disconnected.
 pub const TCP_SEND_QUEUE: usize = 1024 * 1024;
+/// Bytes of one send: all that a turn's commands queue on one connection, as a rule.
+pub const TCP_SEND_AT_ONCE: usize = 256 * 1024;
 /// A TCP peer that has begun a message must finish it within this time.
 pub const TCP_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A TCP connection without a message or keepalive for this long is closed; RFC 5626 §4.4.1 keepalives come every 95-120 s.

@@ -58,10 +58,13 @@ impl Clock {
     }
 }
 
-/// Events for control. SIP messages are dropped when it is not keeping up, and counted; all else is kept for the next turn.
+/// Events for control. What it has no room for is kept for the next turn, in order; but SIP datagrams are dropped, because
+/// their peers send them again.
 pub struct Outbox {
-    pub events: Sender<Event>,
-    pub kept: VecDeque<Event>,
+    events: Sender<Event>,
+    kept: VecDeque<Event>,
+    /// Bytes of the SIP messages in `kept`.
+    kept_bytes: usize,
     /// Events of this turn.
     pub fresh: Vec<Event>,
     pub arrivals: Vec<Arrival>,
@@ -69,7 +72,38 @@ pub struct Outbox {
 
 impl Outbox {
     pub fn new(events: Sender<Event>) -> Outbox {
-        Outbox { events, kept: VecDeque::new(), fresh: Vec::new(), arrivals: Vec::new() }
+        Outbox { events, kept: VecDeque::new(), kept_bytes: 0, fresh: Vec::new(), arrivals: Vec::new() }
+    }
+
+    /// Passes a SIP message on. `false`: there is no room for it. One of a stream is not sent again by its peer
+    /// (RFC 3261 §17.1.1.2, §17.1.2.2), so it waits, behind those before it; up to [`limits::TCP_KEPT`].
+    fn message(&mut self, flow: Flow, bytes: Bytes, at: Wall) -> bool {
+        let (length, stream) = (bytes.len(), flow.transport == Transport::Tcp);
+        let mut event = Event::Message { flow, bytes, at };
+        if !stream || self.kept.is_empty() {
+            match self.events.try_send(event) {
+                Err(TrySendError::Full(full)) => event = full,
+                _ => return true,
+            }
+        }
+        let room = stream && self.kept_bytes + length <= limits::TCP_KEPT;
+        if room {
+            self.kept_bytes += length;
+            self.kept.push_back(event);
+        }
+        room
+    }
+
+    /// Passes on what is kept and then what is fresh, as far as there is room.
+    fn pass_on(&mut self) {
+        self.kept.extend(self.fresh.drain(..));
+        while let Some(event) = self.kept.pop_front() {
+            let length = if let Event::Message { bytes, .. } = &event { bytes.len() } else { 0 };
+            if let Err(e) = self.events.try_send(event) {
+                return self.kept.push_front(e.into_inner());
+            }
+            self.kept_bytes -= length;
+        }
     }
 }
 
@@ -93,7 +127,7 @@ impl Reactor {
     /// Recorders have no latency to protect, so packets are let gather; SIP waits less.
     fn sleep(&mut self) -> io::Result<()> {
         let now = self.clock.now.mono;
-        let busy = self.recordings.busy() || now < self.clock.busy_until;
+        let busy = self.recordings.busy() || now < self.clock.busy_until || !self.outbox.kept.is_empty();
         let (least, most) = match (busy, self.recordings.is_empty()) {
             (true, _) => (limits::BATCH_WAIT_BUSY, limits::BATCH_WAIT),
             (false, false) => (limits::BATCH_WAIT, IDLE),
@@ -143,20 +177,18 @@ impl Reactor {
                 if let Some(message) = self.udp.complete(completion) {
                     self.counters.sip_datagrams.add(1);
                     let at = message.at.unwrap_or(now.wall);
-                    self.message(message.flow, message.bytes, at);
+                    let _ = self.message(message.flow, message.bytes, at);
                 }
                 Ok(())
             }
             Kind::Accept => self.tcp.accepted(completion, now.mono, &mut self.ring),
             Kind::TcpReceive => {
                 self.tcp.received(completion, now.mono, &mut self.ring, &mut self.outbox.arrivals)?;
-                self.arrivals();
-                Ok(())
+                self.arrivals()
             }
             Kind::TcpSend => {
                 self.tcp.sent(completion, &mut self.ring, &mut self.outbox.arrivals)?;
-                self.arrivals();
-                Ok(())
+                self.arrivals()
             }
             Kind::Wake => self.listen(),
         }
@@ -176,26 +208,35 @@ impl Reactor {
         result
     }
 
-    /// A SIP message goes up. When control is behind, the peer's retransmission is the queue.
-    fn message(&mut self, flow: Flow, bytes: Bytes, at: Wall) {
+    /// A SIP message goes up; `false`: control is too far behind.
+    fn message(&mut self, flow: Flow, bytes: Bytes, at: Wall) -> bool {
         self.clock.busy_until = self.clock.now.mono + SIP_BUSY;
-        if let Err(TrySendError::Full(_)) = self.outbox.events.try_send(Event::Message { flow, bytes, at }) {
-            self.counters.sip_overload.add(1);
-        }
+        let taken = self.outbox.message(flow, bytes, at);
+        self.counters.sip_overload.add(u64::from(!taken));
+        taken
     }
 
-    fn arrivals(&mut self) {
+    /// A stream that has lost a message is closed: then its peer knows, and a BYE comes over another.
+    fn arrivals(&mut self) -> io::Result<()> {
         let mut arrivals = std::mem::take(&mut self.outbox.arrivals);
         for arrival in arrivals.drain(..) {
             match arrival {
-                Arrival::Message { flow, bytes } => self.message(flow, bytes, self.clock.now.wall),
+                Arrival::Message { flow, bytes } => {
+                    if !self.message(flow, bytes, self.clock.now.wall) {
+                        self.tcp.disconnect(&flow, &mut self.ring, &mut self.outbox.arrivals)?;
+                    }
+                }
                 Arrival::Disconnected(connection) => {
                     let reactor = self.udp.reactor();
                     self.outbox.fresh.push(Event::Disconnected { reactor, connection });
                 }
             }
         }
+        if !self.outbox.arrivals.is_empty() {
+            return self.arrivals(); // the connections that have just been closed
+        }
         self.outbox.arrivals = arrivals;
+        Ok(())
     }
 
     fn letters(&mut self) -> io::Result<()> {
@@ -225,7 +266,7 @@ impl Reactor {
             Command::Close(close) => recordings.close(*close, now, &mut outbox.fresh),
             Command::Disconnect { flow } => {
                 tcp.disconnect(&flow, ring, &mut outbox.arrivals)?;
-                self.arrivals();
+                self.arrivals()?;
             }
         }
         Ok(())
@@ -252,8 +293,7 @@ impl Reactor {
         recordings.sweep(ring, sockets, clock.now)?;
         tcp.sweep(clock.now.mono, ring, &mut outbox.arrivals)?;
         batch.publish();
-        self.arrivals();
-        Ok(())
+        self.arrivals()
     }
 
     /// Gives buffers back, arms again what has ended, passes on what control has to know.
@@ -261,14 +301,7 @@ impl Reactor {
         self.sockets.publish(&mut self.ring)?;
         self.udp.publish(&mut self.ring)?;
         self.tcp.publish(&mut self.ring)?;
-        let Outbox { events, kept, fresh, .. } = &mut self.outbox;
-        kept.extend(fresh.drain(..));
-        while let Some(event) = kept.pop_front() {
-            if let Err(e) = events.try_send(event) {
-                kept.push_front(e.into_inner());
-                break;
-            }
-        }
+        self.outbox.pass_on();
         Ok(())
     }
 
@@ -280,5 +313,61 @@ impl Reactor {
             .user_data(Token::new(Kind::Wake, 0, 0).pack());
         // SAFETY: the eight bytes are boxed and live as long as the ring; nobody reads them while the kernel may write.
         unsafe { self.ring.push(&entry) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crossbeam::channel::{Receiver, bounded};
+
+    use super::*;
+    use crate::session::ConnectionKey;
+
+    fn flow(transport: Transport) -> Flow {
+        let address = "192.0.2.1:5060".parse().unwrap();
+        let connection = (transport == Transport::Tcp).then_some(ConnectionKey { slot: 0, generation: 0 });
+        Flow { reactor: 0, transport, local: address, peer: address, listener: 0, connection }
+    }
+
+    fn send(outbox: &mut Outbox, transport: Transport, text: &'static str) -> bool {
+        outbox.message(flow(transport), Bytes::from_static(text.as_bytes()), Wall(0))
+    }
+
+    fn taken(events: &Receiver<Event>) -> Vec<String> {
+        let text = |event| match event {
+            Event::Message { bytes, .. } => String::from_utf8(bytes.to_vec()).unwrap(),
+            other => format!("{other:?}"),
+        };
+        events.try_iter().map(text).collect()
+    }
+
+    #[test]
+    fn a_message_of_a_stream_waits_and_a_datagram_does_not() {
+        let (sender, events) = bounded(1);
+        let mut outbox = Outbox::new(sender);
+        assert!(send(&mut outbox, Transport::Tcp, "INVITE"));
+        assert!(!send(&mut outbox, Transport::Udp, "OPTIONS"), "its peer sends it again");
+        assert!(send(&mut outbox, Transport::Tcp, "ACK"));
+        assert_eq!(taken(&events), ["INVITE"]);
+        // There is room again, but not before those that came first.
+        assert!(send(&mut outbox, Transport::Tcp, "BYE"));
+        outbox.pass_on();
+        assert_eq!(taken(&events), ["ACK"]);
+        outbox.pass_on();
+        assert_eq!(taken(&events), ["BYE"]);
+        assert_eq!((outbox.kept_bytes, outbox.kept.len()), (0, 0));
+        assert!(send(&mut outbox, Transport::Udp, "OPTIONS"));
+        assert_eq!(taken(&events), ["OPTIONS"]);
+    }
+
+    #[test]
+    fn what_waits_is_bounded() {
+        let (sender, events) = bounded(1);
+        let mut outbox = Outbox::new(sender);
+        let message = Bytes::from(vec![b'x'; limits::SIP_BODY_MAX]);
+        let count =
+            (0..1_000).take_while(|_| outbox.message(flow(Transport::Tcp), message.clone(), Wall(0))).count();
+        assert_eq!(count, 1 + limits::TCP_KEPT / limits::SIP_BODY_MAX);
+        assert_eq!(events.len(), 1);
     }
 }

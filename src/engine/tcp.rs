@@ -180,9 +180,10 @@ impl Connections {
         if let Some(id) = completion.buffer() {
             self.buffers.give(id);
         }
-        for _ in 0..pings {
-            // RFC 5626 §4.4.1: a double CRLF is answered with one.
-            self.queue(slot, Bytes::from_static(b"\r\n"), ring)?;
+        // RFC 5626 §4.4.1: a double CRLF is answered with one. A peer that asks and does not read is closed as any other, and
+        // that ends its connection alone.
+        if pings > 0 && self.queue(slot, Bytes::from(b"\r\n".repeat(pings)), ring).is_err() {
+            self.counters.sip_send_errors.add(1);
         }
         self.settle(slot, generation, ring, out)
     }
@@ -304,6 +305,7 @@ impl Connections {
         if connection.sending || connection.dead {
             return Ok(());
         }
+        gather(&mut connection.queue);
         let Some(bytes) = connection.queue.front() else {
             if connection.closing {
                 connection.shut_down();
@@ -346,6 +348,21 @@ impl Connections {
             (false, _) if !connection.receiving => self.receive(slot, ring),
             _ => Ok(()),
         }
+    }
+}
+
+/// What waits together leaves together. One send is in flight at a time and the next begins a turn later, which is
+/// milliseconds: message by message, the BYEs of a drain would not leave in time.
+fn gather(queue: &mut VecDeque<Bytes>) {
+    let mut length = 0;
+    let fits = |bytes: &&Bytes| {
+        length += bytes.len();
+        length <= limits::TCP_SEND_AT_ONCE
+    };
+    let count = queue.iter().take_while(fits).count();
+    if count > 1 {
+        let together: Vec<Bytes> = queue.drain(..count).collect();
+        queue.push_front(together.concat().into());
     }
 }
 
@@ -396,5 +413,30 @@ impl Connection {
     fn shut_down(&mut self) {
         self.dead = true;
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_together_leaves_together() {
+        let mut queue: VecDeque<Bytes> = (0..10u8).map(|n| Bytes::from(vec![n; 3])).collect();
+        gather(&mut queue);
+        assert_eq!(queue, [Bytes::from_iter((0..10u8).flat_map(|n| [n; 3]))]);
+        // Up to a limit, in order, and a message that is longer goes alone.
+        let half = limits::TCP_SEND_AT_ONCE / 2;
+        let lengths = [half, half, 1, 2 * half + 1, 5];
+        let mut queue: VecDeque<Bytes> = lengths.iter().map(|n| Bytes::from(vec![0; *n])).collect();
+        gather(&mut queue);
+        let lengths: Vec<usize> = queue.iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [2 * half, 1, 2 * half + 1, 5]);
+        queue.drain(..2);
+        gather(&mut queue);
+        assert_eq!(queue.iter().map(Bytes::len).collect::<Vec<_>>(), [2 * half + 1, 5]);
+        queue.clear();
+        gather(&mut queue);
+        assert!(queue.is_empty());
     }
 }

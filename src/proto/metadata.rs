@@ -11,7 +11,9 @@ use quick_xml::name::ResolveResult;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use crate::limits::{METADATA_ATTRIBUTES_MAX, METADATA_DEPTH_MAX, METADATA_ELEMENTS_MAX, METADATA_MAX};
+use crate::limits::{
+    METADATA_AORS_MAX, METADATA_ATTRIBUTES_MAX, METADATA_DEPTH_MAX, METADATA_ELEMENTS_MAX, METADATA_MAX,
+};
 
 /// Whether a body tells everything or only what changed (RFC 7865 §6.1.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -355,7 +357,8 @@ impl Document {
 
     fn add_aor(&mut self, aor: &str) {
         let Some(participant) = self.participant() else { return };
-        if !aor.is_empty() && !participant.aors.iter().any(|known| known == aor) {
+        let room = participant.aors.len() < METADATA_AORS_MAX;
+        if room && !aor.is_empty() && !participant.aors.iter().any(|known| known == aor) {
             participant.aors.push(aor.to_owned());
         }
     }
@@ -962,6 +965,15 @@ mod tests {
         assert!(metadata.senders_of_label("1").is_empty());
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
         assert_eq!(metadata.associations.len(), 2_000);
+    }
+
+    /// They are compared with each other, so there must not be many.
+    #[test]
+    fn the_addresses_of_a_participant_are_bounded() {
+        let addresses: String = (0..9_000).map(|i| format!("<aor>sip:{i}</aor>")).collect();
+        let metadata = recording(&format!("<participant id='p'>{addresses}</participant>"));
+        assert_eq!(metadata.participants[0].aors.len(), METADATA_AORS_MAX);
+        assert_eq!(metadata.participants[0].aors[1], "sip:1");
     }
 
     #[test]

@@ -69,8 +69,8 @@ pub struct MediaLine {
     pub rtcp_mux: bool,
     /// Milliseconds.
     pub ptime: Option<u32>,
-    /// The rtpmap and fmtp attributes of the offered formats, for the answer.
-    format_attributes: Vec<String>,
+    /// The rtpmap and fmtp attributes of the offered formats and their payload types, for the answer.
+    format_attributes: Vec<(u8, String)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -205,7 +205,7 @@ fn media_line(media: &sdp_types::Media, session: &sdp_types::Session) -> Result<
         format_attributes: formats
             .iter()
             .filter_map(|format| payload_type(format))
-            .flat_map(|payload_type| attributes.lines(payload_type))
+            .flat_map(|payload_type| attributes.lines(payload_type).map(move |line| (payload_type, line)))
             .collect(),
         formats,
         kind: media.media.clone(),
@@ -387,7 +387,7 @@ fn put_accepted(text: &mut String, media: &MediaLine, port: u16) {
         media.formats.iter().map(String::as_str).filter(|format| payload_type(format).is_some()).collect();
     put(text, format_args!("m={} {port} {} {}", media.kind, media.protocol, formats.join(" ")));
     put_identity(text, media);
-    for attribute in &media.format_attributes {
+    for (_, attribute) in &media.format_attributes {
         put(text, format_args!("a={attribute}"));
     }
     if let Some(ptime) = media.ptime {
@@ -421,7 +421,19 @@ impl MediaLine {
         matches!(self.kind.as_str(), "audio" | "video" | "text")
             && ["RTP/AVP", "RTP/AVPF"].iter().any(|plain| self.protocol.eq_ignore_ascii_case(plain))
             && self.port != 0
-            && self.formats.iter().any(|format| payload_type(format).is_some())
+            && self.payload_types().next().is_some()
+    }
+
+    /// The offered formats that are RTP payload types.
+    pub fn payload_types(&self) -> impl Iterator<Item = u8> + '_ {
+        self.formats.iter().filter_map(|format| payload_type(format))
+    }
+
+    /// Takes all other formats away, so that an answer accepts these alone (RFC 3264 §6.1: any of those offered).
+    pub fn keep_formats(&mut self, keep: impl Fn(u8) -> bool) {
+        self.formats.retain(|format| payload_type(format).is_some_and(&keep));
+        self.codecs.retain(|codec| keep(codec.payload_type));
+        self.format_attributes.retain(|(payload_type, _)| keep(*payload_type));
     }
 }
 

@@ -70,6 +70,7 @@ impl Sessions {
         let Some(recording) = self.slots.get_mut(key) else { return };
         let Some(changing) = recording.take_changing() else { return };
         recording.session = changing.session;
+        recording.attribute();
         let refusal = Refusal::new(487, RefuseCause::Cancelled, "the session ends");
         self.refuse_pending(now, key, &changing.invite, &refusal, out);
     }

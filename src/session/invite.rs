@@ -69,7 +69,8 @@ impl Sessions {
             )
             .warning(399));
         };
-        let offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let mut offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        answer::narrow(&mut offer, &[], &[], self.rules.format);
         let plans = answer::plan(&offer, &[], &[], self.rules.format, STREAMS_PER_RECORDING_MAX)
             .ok()
             .filter(|plans| plans.contains(&Plan::Add))
@@ -227,26 +228,23 @@ impl Sessions {
             Err(error) => return self.refuse(now, request, &bad_content(error), out),
         };
         self.file_metadata(request.at, key, content.metadata, out);
-        match self.renegotiate(key, request.flow, content.sdp) {
+        match self.renegotiate(key, content.sdp) {
             Ok(renegotiated) => self.change(now, key, request, renegotiated, out),
             Err(refusal) => self.refuse(now, request, &refusal, out),
         }
     }
 
     /// What the offer changes. Without an offer (updates of the metadata come so, RFC 8068) the 200 offers what holds
-    /// already, and the answer in its ACK cannot move us.
-    fn renegotiate(
-        &mut self,
-        key: RecordingKey,
-        flow: Flow,
-        sdp: Option<Bytes>,
-    ) -> Result<Renegotiated, Refusal> {
+    /// already, and the answer in its ACK cannot move us. The media address is that of the first answer, whatever way the
+    /// re-INVITE takes: its streams are being received, and recorded, there.
+    fn renegotiate(&mut self, key: RecordingKey, sdp: Option<Bytes>) -> Result<Renegotiated, Refusal> {
         let Some(recording) = self.slots.get(key) else { return Err(not_acceptable(399, String::new())) };
         let session = &recording.session;
         let Some(sdp) = sdp else {
             return Ok(Renegotiated { session: session.clone(), added: 0, removed: Vec::new() });
         };
-        let offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let mut offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        answer::narrow(&mut offer, &session.lines, &session.streams, self.rules.format);
         let room = STREAMS_PER_RECORDING_MAX - session.streams.len();
         let plans = answer::plan(&offer, &session.lines, &session.streams, self.rules.format, room)
             .map_err(|_| not_acceptable(305, "no m-line that can be recorded".to_owned()))?;
@@ -256,7 +254,7 @@ impl Sessions {
             .take(key.reactor, added)
             .ok_or_else(|| Refusal::unavailable(RefuseCause::NoPort, "not enough free media ports"))?;
         let removed = answer::removed(&session.lines, &plans);
-        let address = self.media_address(flow);
+        let address = self.media_address(recording.source);
         Ok(Renegotiated { session: session.renegotiated(&offer, &plans, pairs, address), added, removed })
     }
 
@@ -270,7 +268,8 @@ impl Sessions {
         out: &mut Vec<Command>,
     ) {
         let Renegotiated { session, added, removed } = renegotiated;
-        let address = self.media_address(request.flow);
+        let Some(source) = self.slots.get(key).map(|recording| recording.source) else { return };
+        let address = self.media_address(source);
         let local_tag = request.checked.to_tag.unwrap_or_default();
         let invite = pending(now, request, self.ok(request, local_tag, &session.answer));
         if added == 0 && removed.is_empty() {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::answer::{self, Plan};
+use super::answer::Plan;
 use super::dialog::Dialog;
 use super::history::History;
 use super::id::Id;
@@ -12,7 +12,9 @@ use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
 use crate::clock::{Mono, Wall};
+use crate::limits::SENDERS_PER_STREAM_MAX;
 use crate::proto::manifest::{self, Manifest};
+use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
 
 #[derive(Debug)]
@@ -139,7 +141,7 @@ impl Stream {
     }
 
     fn manifest(&self) -> manifest::Stream {
-        let codec = answer::first_codec(&self.codecs);
+        let codec = raw::main_codec(&self.codecs);
         manifest::Stream {
             label: self.label.clone(),
             participants: self.participants.clone(),
@@ -285,7 +287,7 @@ impl Recording {
         for (position, index) in live.iter().enumerate() {
             let known = &mut streams[usize::from(*index)].participants;
             for id in self.history.senders(&labels, position) {
-                if !known.contains(&id) {
+                if known.len() < SENDERS_PER_STREAM_MAX && !known.contains(&id) {
                     known.push(id);
                 }
             }
@@ -318,7 +320,7 @@ impl Recording {
             participants: self.history.participants(),
             streams: self.session.streams.iter().map(Stream::manifest).collect(),
             metadata: self.history.bodies(),
-            problems: self.history.problem().into_iter().collect(),
+            problems: self.history.problems(),
             files: Vec::new(),
         }
     }

@@ -68,8 +68,7 @@ impl Sessions {
             self.counters.refused[RefuseCause::BadRequest as usize].add(1);
         }
         self.counters.requests[method as usize].add(1);
-        self.counters.bad_requests.add(1);
-        self.counters.responses[usize::from(problem.code())].add(1);
+        self.count_response(problem.code());
         let tag = self.stateless_tag(bytes);
         let response = self.build(message, problem.code(), Some(&tag), flow).reason(problem.text());
         self.transmit(now, reply_flow(flow, &via), response.finish(), None, out);

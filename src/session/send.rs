@@ -148,7 +148,7 @@ impl Sessions {
         bytes: Bytes,
         out: &mut Vec<Command>,
     ) {
-        self.counters.responses[usize::from(code)].add(1);
+        self.count_response(code);
         if let Some(id) = invite.transaction {
             self.transactions.respond(now.mono, id, code, bytes.clone());
         }
@@ -163,11 +163,16 @@ impl Sessions {
         bytes: Bytes,
         out: &mut Vec<Command>,
     ) {
-        self.counters.responses[usize::from(code)].add(1);
+        self.count_response(code);
         if let Some(id) = request.transaction {
             self.transactions.respond(now.mono, id, code, bytes.clone());
         }
         self.transmit(now, request.reply, bytes, request.owner, out);
+    }
+
+    pub(super) fn count_response(&mut self, code: u16) {
+        self.counters.responses[usize::from(code)].add(1);
+        self.counters.bad_requests.add(u64::from(code == 400));
     }
 
     pub(super) fn resend(&mut self, now: Now, resend: Resend, out: &mut Vec<Command>) {

@@ -157,6 +157,22 @@ fn slow_loris() {
     recorder.stop();
 }
 
+/// A peer that sends keepalives without end and reads none of their answers loses its connection, and nobody else theirs.
+#[test]
+fn pings_whose_answers_nobody_reads() {
+    use std::io::Write;
+
+    let mut recorder = Recorder::start();
+    let mut flood = TcpStream::connect(recorder.tcp).unwrap();
+    flood.set_write_timeout(Some(crate::recorder::PATIENCE)).unwrap();
+    let pings = b"\r\n\r\n".repeat(64 * 1024);
+    let sent = (0..400).take_while(|_| flood.write_all(&pings).is_ok()).count();
+    assert!(sent < 400, "the recorder goes on for ever");
+    recorder.stats_when("the connection is gone", |stats| stats["sip"]["wire"]["tcp_open"] == 0);
+    still_records(&recorder);
+    recorder.stop();
+}
+
 /// A message in pieces, and several in one piece.
 #[test]
 fn a_stream_cut_anywhere() {

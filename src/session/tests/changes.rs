@@ -202,3 +202,128 @@ fn in_raw_format_another_codec_is_another_stream() {
     let (_, tag) = r.call("a");
     assert_eq!(kinds(&r.udp(reinvite("a", &tag, 2, &g722))), ["Signal", "Signal", "Send"]);
 }
+
+/// The first m-line of an answer: its formats, and the a= lines that belong to them.
+fn first_formats(sdp: &str) -> (String, Vec<&str>) {
+    let line = sdp.split("\r\n").find(|line| line.starts_with("m=")).unwrap();
+    let of_format = |line: &&str| line.starts_with("a=rtpmap") || line.starts_with("a=fmtp");
+    let section = sdp.split("m=").nth(1).unwrap();
+    (line.split_once("RTP/AVP ").unwrap().1.to_owned(), section.split("\r\n").filter(of_format).collect())
+}
+
+fn offer_of(formats: &str, attributes: &str) -> String {
+    OFFER.replacen("RTP/AVP 0\n", &format!("RTP/AVP {formats}\n{attributes}"), 1)
+}
+
+fn answer_in(format: Format, offer: &str) -> String {
+    let mut r = Recorder::with_format(4, 4, format);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let key = opened(&r.udp(invite_with("a", &lines, &crlf(offer)))).key;
+    body(&only(&r.event(Event::Opened { key }))).to_owned()
+}
+
+#[test]
+fn a_raw_recorder_accepts_one_codec_and_the_events() {
+    let events = "a=rtpmap:101 telephone-event/8000\na=fmtp:101 0-16\n";
+    for (formats, attributes, answered, kept) in [
+        ("0 8 101", events, "0 101", 2),
+        ("101 13 8 0", events, "101 8", 2),
+        ("96 18 8 101", "a=rtpmap:96 opus/48000/2\na=fmtp:96 useinbandfec=1\n", "8", 0),
+        ("96 18", "a=rtpmap:96 opus/48000/2\na=fmtp:96 useinbandfec=1\n", "96", 2),
+        ("97 98", "", "97", 0),
+        ("13 19", "", "13 19", 0),
+    ] {
+        let offer = offer_of(formats, attributes);
+        let answer = answer_in(Format::Raw, &offer);
+        let (found, lines) = first_formats(&answer);
+        assert_eq!((found.as_str(), lines.len()), (answered, kept), "{answer}");
+        // A pcap takes all that is offered.
+        let answer = answer_in(Format::Pcap, &offer);
+        assert_eq!(first_formats(&answer).0, formats, "{answer}");
+    }
+}
+
+#[test]
+fn a_raw_stream_keeps_its_codec_while_it_is_offered() {
+    let mut r = Recorder::with_format(6, 4, Format::Raw);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let out = r.udp(invite_with("a", &lines, &crlf(&offer_of("8 0", ""))));
+    let open = opened(&out);
+    let key = open.key;
+    let codecs: Vec<u8> = open.streams[0].codecs.iter().map(|codec| codec.payload_type).collect();
+    assert_eq!(codecs, [8]);
+    let tag = to_tag(&sent(&r.event(Event::Opened { key }))[0]);
+    r.udp(ack("a", &tag, 1));
+    // Another order changes nothing; the codec without the chosen one does.
+    let same = only(&r.udp(reinvite("a", &tag, 2, &offer_of("0 8", ""))));
+    assert_eq!(first_formats(body(&same)).0, "8");
+    r.udp(ack("a", &tag, 2));
+    let out = r.udp(reinvite("a", &tag, 3, &offer_of("0 9", "")));
+    assert_eq!(change(&out).add[0].codecs[0].payload_type, 0);
+    let moved = only(&r.event(Event::Changed { key }));
+    assert_eq!(first_formats(body(&moved)).0, "0");
+    r.udp(ack("a", &tag, 3));
+    // The same codec under another payload type: the file's packets are known by that.
+    let out = r.udp(reinvite("a", &tag, 4, &offer_of("96", "a=rtpmap:96 PCMU/8000\n")));
+    assert_eq!((change(&out).remove.as_slice(), change(&out).add[0].codecs[0].payload_type), (&[2][..], 96));
+}
+
+#[test]
+fn the_manifest_names_the_codec_that_the_file_has() {
+    let mut r = Recorder::new(4, 4);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let key = opened(&r.udp(invite_with("a", &lines, &crlf(&offer_of("13 8", ""))))).key;
+    let tag = to_tag(&sent(&r.event(Event::Opened { key }))[0]);
+    let out = r.udp(bye("a", &tag, 2));
+    assert_eq!(manifest(&out).streams[0].codec.as_deref(), Some("PCMA"));
+}
+
+/// An SRC that names thousands of new senders with every update costs neither memory nor the control thread's time.
+#[test]
+fn the_senders_of_a_stream_are_bounded() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    for cseq in 2..12u32 {
+        let people: String = (0..1_500)
+            .map(|n| format!("<participant id='{cseq}-{n}'><send>s</send></participant>"))
+            .collect();
+        let update = format!("<recording><stream id='s'><label>1</label></stream>{people}</recording>");
+        let lines = format!("{SRC}Content-Type: application/rs-metadata+xml\n");
+        assert_eq!(codes(&r.udp(message("INVITE", "a", &tag, cseq, &lines, &update))), [200]);
+        r.udp(ack("a", &tag, cseq));
+    }
+    let out = r.udp(bye("a", &tag, 20));
+    let senders = &manifest(&out).streams[0].participants;
+    assert_eq!(senders.len(), crate::limits::SENDERS_PER_STREAM_MAX);
+    assert_eq!(senders[1], "2-0", "the first that were named");
+}
+
+#[test]
+fn a_reinvite_over_another_local_address_does_not_move_the_media() {
+    let mut r = Recorder::new(4, 4);
+    let (key, tag) = r.call("a");
+    let other = Flow { local: "203.0.113.10:5060".parse().unwrap(), ..udp() };
+    let same = only(&r.receive(other, reinvite("a", &tag, 2, OFFER)));
+    assert!(body(&same).contains("c=IN IP4 192.0.2.10\r\n"), "{same}");
+    assert_eq!(version(body(&same)), "1");
+    assert_eq!(field(&same, "Contact"), Some("<sip:sipreel@203.0.113.10:5060>;+sip.srs"));
+    r.receive(other, ack("a", &tag, 2));
+    let out = r.receive(other, reinvite("a", &tag, 3, &format!("{OFFER}m=audio 30000 RTP/AVP 8\n")));
+    assert_eq!(change(&out).add[0].address.to_string(), "192.0.2.10");
+    let added = only(&r.event(Event::Changed { key }));
+    assert!(body(&added).contains("c=IN IP4 192.0.2.10\r\n"), "{added}");
+}
+
+#[test]
+fn a_bye_while_streams_are_being_armed_knows_who_sends_into_them() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    let offer = format!("{OFFER}m=audio 30000 RTP/AVP 8\na=label:3\n");
+    let more = "<stream stream_id='t3'><label>3</label></stream>\
+                <participant id='carol'><send>t3</send></participant></recording>";
+    let lines = format!("{SRC}Content-Type: {MULTIPART}\n");
+    let update = multipart(&offer, &METADATA.replace("</recording>", more));
+    assert_eq!(change(&r.udp(message("INVITE", "a", &tag, 2, &lines, &update))).add.len(), 1);
+    let out = r.udp(bye("a", &tag, 3));
+    assert_eq!(manifest(&out).streams[2].participants, ["carol"]);
+}
