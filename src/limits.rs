@@ -110,6 +110,8 @@ pub const TCP_BUFFER_SIZE: usize = 8 * 1024;
 pub const TCP_CONNECTIONS: usize = 512;
 /// Bytes waiting to be sent on one TCP connection; a peer that does not read is disconnected.
 pub const TCP_SEND_QUEUE: usize = 1024 * 1024;
+/// Messages among them: small ones cost more than their bytes.
+pub const TCP_SENDS_QUEUED: usize = 4_096;
 /// A TCP peer that has begun a message must finish it within this time.
 pub const TCP_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A TCP connection without a message or keepalive for this long is closed; RFC 5626 §4.4.1 keepalives come every 95-120 s.

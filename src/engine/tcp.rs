@@ -24,6 +24,18 @@ use crate::session::{ConnectionKey, Flow, Transport};
 /// Buffer group of the connections.
 const GROUP: u16 = 2;
 const BACKLOG: i32 = 1_024;
+/// The answers to all pings (four bytes each) that one receive buffer holds, and one that began in the buffer before.
+static PONGS: [u8; limits::TCP_BUFFER_SIZE / 2 + 2] = pongs();
+
+const fn pongs() -> [u8; limits::TCP_BUFFER_SIZE / 2 + 2] {
+    let mut pongs = [b'\r'; _];
+    let mut i = 1;
+    while i < pongs.len() {
+        pongs[i] = b'\n';
+        i += 2;
+    }
+    pongs
+}
 
 /// Binds a listener once per reactor; see `udp::bind`.
 pub fn bind(address: SocketAddr, reactors: usize) -> io::Result<(SocketAddr, Vec<Socket>)> {
@@ -180,9 +192,10 @@ impl Connections {
         if let Some(id) = completion.buffer() {
             self.buffers.give(id);
         }
-        for _ in 0..pings {
-            // RFC 5626 §4.4.1: a double CRLF is answered with one.
-            self.queue(slot, Bytes::from_static(b"\r\n"), ring)?;
+        if pings > 0 {
+            // RFC 5626 §4.4.1: a double CRLF is answered with one. Where there is no room for it, the peer does not read, and
+            // its connection has been shut down.
+            let _ = self.queue(slot, Bytes::from_static(&PONGS[..(pings * 2).min(PONGS.len())]), ring);
         }
         self.settle(slot, generation, ring, out)
     }
@@ -288,7 +301,9 @@ impl Connections {
         let Some(connection) = &mut self.slots[slot as usize].connection else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        if connection.dead || connection.queued + bytes.len() > limits::TCP_SEND_QUEUE {
+        let full = connection.queue.len() >= limits::TCP_SENDS_QUEUED
+            || connection.queued + bytes.len() > limits::TCP_SEND_QUEUE;
+        if connection.dead || full {
             connection.shut_down();
             return Err(io::ErrorKind::NotConnected.into());
         }

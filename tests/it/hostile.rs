@@ -185,6 +185,20 @@ fn a_stream_cut_anywhere() {
     recorder.stop();
 }
 
+/// Many times more keepalives at once than a connection may have answers waiting.
+#[test]
+fn a_flood_of_pings() {
+    let mut recorder = Recorder::start();
+    let mut flood = TcpStream::connect(recorder.tcp).unwrap();
+    flood.set_write_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    // That the recorder takes all of it is not asked for.
+    let _ = std::io::Write::write_all(&mut flood, &b"\r\n\r\n".repeat(1 << 20));
+    still_records(&recorder);
+    drop(flood);
+    recorder.stats_when("the connection is gone", |stats| stats["sip"]["wire"]["tcp_open"] == 0);
+    recorder.stop();
+}
+
 /// The connection of a call breaks, and the call with it ends in the way that is left: over a new one.
 #[test]
 fn a_connection_that_breaks() {
