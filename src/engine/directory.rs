@@ -36,6 +36,11 @@ pub enum Job {
         path: String,
         files: Vec<NewFile>,
     },
+    /// Files of an `Add` that cannot be used after all.
+    Remove {
+        path: String,
+        names: Vec<String>,
+    },
     Small {
         path: String,
         file: SmallFile,
@@ -99,6 +104,9 @@ impl Directory {
                 let result = self.media_files(&path, &files);
                 self.answer(key, result);
             }
+            Job::Remove { path, names } => {
+                names.iter().for_each(|name| drop(fs::remove_file(self.part(&path).join(name))));
+            }
             Job::Small { path, file } => {
                 if let Err(failure) = self.small_file(&path, &file) {
                     tracing::error!(path = failure.path, errno = failure.errno, "cannot {}", failure.what);
@@ -138,17 +146,20 @@ impl Directory {
         Ok(opened)
     }
 
+    /// All of them or none: what an earlier one left would be in the way of the next attempt.
     fn media_files(&self, path: &str, files: &[NewFile]) -> Result<Vec<OwnedFd>, Failure> {
         let part = self.part(path);
-        files
-            .iter()
-            .map(|file| {
-                let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
-                let mut opened = create_file(&part.join(&file.name)).map_err(at("create file"))?;
-                opened.write_all(&file.header).map_err(at("write file header"))?;
-                Ok(opened.into())
-            })
-            .collect()
+        let mut opened = Vec::new();
+        for (n, file) in files.iter().enumerate() {
+            match media_file(&part, path, file) {
+                Ok(file) => opened.push(file.into()),
+                Err(failure) => {
+                    files[..n].iter().for_each(|made| drop(fs::remove_file(part.join(&made.name))));
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(opened)
     }
 
     fn small_file(&self, path: &str, file: &SmallFile) -> Result<(), Failure> {
@@ -156,6 +167,17 @@ impl Directory {
         let mut opened = create_file(&self.part(path).join(&file.name)).map_err(at("create file"))?;
         opened.write_all(&file.bytes).map_err(at("write file"))
     }
+}
+
+fn media_file(part: &Path, path: &str, file: &NewFile) -> Result<File, Failure> {
+    let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
+    let full = part.join(&file.name);
+    let mut opened = create_file(&full).map_err(at("create file"))?;
+    opened.write_all(&file.header).map_err(|e| {
+        let _ = fs::remove_file(&full);
+        at("write file header")(e)
+    })?;
+    Ok(opened)
 }
 
 /// The hour's directory is there after its first recording, so the usual way is one call.
@@ -182,6 +204,21 @@ pub fn failure(what: &'static str, path: String, e: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_fail_leave_none_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let (commits, _) = crossbeam::channel::bounded(1);
+        let (_, jobs) = crossbeam::channel::bounded(1);
+        let directory = Directory::new(root.path().to_owned(), jobs, Vec::new(), commits);
+        let part = root.path().join("id.part");
+        fs::create_dir(&part).unwrap();
+        fs::write(part.join("c"), "in the way").unwrap();
+        let files = ["a", "b", "c"].map(|name| NewFile { name: name.into(), header: b"header".to_vec() });
+        assert_eq!(directory.media_files("id", &files).unwrap_err().errno, libc::EEXIST);
+        assert_eq!(fs::read_dir(&part).unwrap().count(), 1);
+        assert_eq!(directory.media_files("id", &files[..2]).unwrap().len(), 2);
+    }
 
     #[test]
     fn directories_are_made_level_by_level_and_once() {

@@ -55,6 +55,8 @@ struct Live {
     stage: Stage,
     /// Streams of a `Change` whose files are being opened.
     pending: Vec<OpenStream>,
+    /// Streams that this `Change` takes out, once the files are there: if they are not, it changes nothing.
+    removing: Vec<u8>,
     /// Bytes of headers in files that are being opened.
     headers: Vec<u64>,
     signals: Vec<Signal>,
@@ -233,6 +235,7 @@ impl Recordings {
             files: Vec::new(),
             stage: Stage::Opening,
             pending: open.streams,
+            removing: Vec::new(),
             headers: Vec::new(),
             signals: open.signals,
             problems: Vec::new(),
@@ -287,6 +290,7 @@ impl Recordings {
                 events.push(Event::Opened { key });
             }
             (Ok(()), _) => {
+                self.take_out(key.slot, now.mono);
                 self.arm(sockets, key.slot);
                 events.push(Event::Changed { key });
             }
@@ -295,12 +299,38 @@ impl Recordings {
                 events.push(Event::OpenFailed { key, failure });
             }
             (Err(failure), _) => {
-                live.problems.push(failure.to_string());
-                live.pending.clear();
+                live.problem(&failure.to_string());
+                self.unchange(ring, key.slot)?;
                 events.push(Event::ChangeFailed { key, failure });
             }
         }
         Ok(())
+    }
+
+    /// As if the `Change` had never been: its streams' indices and files' names are free for the next.
+    fn unchange(&mut self, ring: &Ring, slot: u32) -> io::Result<()> {
+        let Recordings { live, files, jobs, .. } = self;
+        let Some(live) = &mut live[slot as usize] else { return Ok(()) };
+        live.pending.clear();
+        live.removing.clear();
+        // Only raw recordings have files that come with streams: one each.
+        let known = live.streams.len();
+        let names = (known..live.files.len()).map(|file| live.media.file_name(file as u8)).collect();
+        let opened = live.files.split_off(known.min(live.files.len()));
+        if !opened.is_empty() {
+            jobs.send(Job::Remove { path: live.path.clone(), names });
+        }
+        live.media.forget_streams(known);
+        opened.into_iter().try_for_each(|file| files.close(ring, file).map(drop))
+    }
+
+    fn take_out(&mut self, slot: u32, now: Mono) {
+        let Some(live) = self.live[slot as usize].as_mut() else { return };
+        for stream in std::mem::take(&mut live.removing) {
+            if let Some(stream) = live.streams.get_mut(usize::from(stream)) {
+                stream.silent_at = Some(now + limits::CLOSE_LINGER);
+            }
+        }
     }
 
     /// Gives the sockets of the pending streams to the recording.
@@ -379,17 +409,14 @@ impl Recordings {
         }
         let Recordings { live, jobs, .. } = self;
         let Some(live) = &mut live[key.slot as usize] else { return };
-        for stream in remove {
-            if let Some(stream) = live.streams.get_mut(usize::from(stream)) {
-                stream.silent_at = Some(now.mono + limits::CLOSE_LINGER);
-            }
-        }
+        live.removing = remove;
         for stream in &add {
             live.media.add_stream(spec(stream));
         }
         live.pending = add;
         let files = live.new_files(now);
         if files.is_empty() {
+            self.take_out(key.slot, now.mono);
             self.arm(sockets, key.slot);
             events.push(Event::Changed { key });
         } else {
@@ -691,5 +718,173 @@ fn spec(stream: &OpenStream) -> StreamSpec {
         to_rtcp: SocketAddr::new(stream.address, stream.ports.rtp + 1),
         codecs: stream.codecs.clone(),
         rtcp_mux: stream.rtcp_mux,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Wall;
+    use crate::engine::media_source::sockets;
+    use crate::engine::published::Recorded;
+    use crate::proto::manifest::Format;
+    use crate::proto::sdp::Codec;
+    use crossbeam::channel::{Receiver, bounded};
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use tempfile::TempDir;
+
+    const KEY: RecordingKey = RecordingKey { reactor: 0, slot: 0, generation: 1 };
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const SECOND: u64 = 1_000_000_000;
+
+    /// The recordings of a reactor on a ring and sockets of its own; the test is its control and its directory thread.
+    struct Bench {
+        ring: Ring,
+        sockets: Sockets,
+        recordings: Recordings,
+        jobs: Receiver<Job>,
+        events: Vec<Event>,
+        counters: Arc<ReactorCounters>,
+        dir: TempDir,
+        now: Now,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let counters = Arc::new(ReactorCounters::default());
+            let (bound, _) = sockets::bind(Some(LOCAL), (10_000..12_000).step_by(2), 4, Mono(0)).unwrap();
+            let mut ring = Ring::new(32).unwrap();
+            let sockets = Sockets::arm(bound, &mut ring).unwrap();
+            let (queue, jobs) = bounded(64);
+            let files = Files::new(8, 8, Recorded::new().0, counters.clone());
+            let flush = Duration::from_secs(2);
+            let recordings = Recordings::new(8, 4, files, Pool::new(8), flush, queue, counters.clone());
+            let (events, dir) = (Vec::new(), TempDir::new().unwrap());
+            let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
+            Bench { ring, sockets, recordings, jobs, events, counters, dir, now }
+        }
+
+        fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
+            let codec = Codec {
+                payload_type: 0,
+                encoding: encoding.to_owned(),
+                clock_rate: 8_000,
+                channels: 1,
+                fmtp: None,
+            };
+            OpenStream {
+                stream,
+                ports: PortPair { reactor: 0, index: pair, rtp: self.sockets.port(u32::from(pair) * 2) },
+                address: LOCAL,
+                label: format!("{stream}"),
+                codecs: vec![codec],
+                rtcp_mux: false,
+            }
+        }
+
+        /// A recording of one stream on pair 0.
+        fn open(&mut self, key: RecordingKey, format: Format) {
+            let streams = vec![self.stream(0, 0, "PCMU")];
+            let (files, signals) = (Vec::new(), Vec::new());
+            let open = Open { key, path: "id".into(), format, streams, files, signals };
+            self.recordings.open(open, self.now, &mut self.events);
+            self.answer(key, Ok(()));
+            assert!(matches!(self.events.pop(), Some(Event::Opened { .. })), "{:?}", self.events);
+        }
+
+        fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
+            let change = Change { key: KEY, add, remove };
+            self.recordings.change(&mut self.sockets, change, self.now, &mut self.events);
+        }
+
+        fn close(&mut self) {
+            let close =
+                Close { key: KEY, manifest: Some(Box::new(crate::proto::manifest::tests::manifest())) };
+            self.recordings.close(close, self.now, &mut self.events);
+        }
+
+        /// What the directory thread says to the next job.
+        fn answer(&mut self, key: RecordingKey, result: Result<(), i32>) -> Vec<String> {
+            let files = match self.jobs.try_recv() {
+                Ok(Job::Create { files, .. } | Job::Add { files, .. }) => files,
+                other => panic!("{other:?}"),
+            };
+            let names: Vec<String> = files.into_iter().map(|file| file.name).collect();
+            let open = |name: &String| OwnedFd::from(File::create(self.dir.path().join(name)).unwrap());
+            let result = match result {
+                Ok(()) => Ok(names.iter().map(open).collect()),
+                Err(errno) => Err(Failure { what: "create file", path: String::new(), errno }),
+            };
+            let Bench { recordings, ring, sockets, events, now, .. } = self;
+            recordings.opened(ring, sockets, Opened { key, result }, *now, events).unwrap();
+            names
+        }
+
+        fn packet(&mut self, pair: u32, payload: u8) {
+            let mut bytes = [payload; 172];
+            bytes[..12].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7]);
+            let from = SocketAddr::new(LOCAL, 9);
+            let datagram = Datagram { from, to: None, at: None, bytes: &bytes, truncated: false };
+            let port = self.sockets.port(pair * 2);
+            self.recordings.packet(&mut self.ring, pair * 2, port, &datagram, self.now).unwrap();
+        }
+
+        /// Lets time pass, and does what a reactor's turn does.
+        fn turn(&mut self, millis: u64) {
+            self.now.mono = self.now.mono + Duration::from_millis(millis);
+            self.now.wall.0 += millis * 1_000_000;
+            self.ring.wait(Duration::ZERO, Duration::from_millis(1)).unwrap();
+            for completion in self.ring.reap() {
+                if completion.token.kind == crate::engine::ring::Kind::Write {
+                    self.recordings.written(&mut self.ring, completion, self.now.mono).unwrap();
+                }
+            }
+            let Bench { recordings, ring, sockets, events, now, .. } = self;
+            recordings.finish(ring, sockets, *now, events).unwrap();
+        }
+
+        /// Turns until the recording is handed on.
+        fn finished(&mut self) -> Box<Finished> {
+            for _ in 0..1_000 {
+                self.turn(20);
+                match self.jobs.try_recv() {
+                    Ok(Job::Commit(finished)) => return finished,
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => {}
+                }
+            }
+            panic!("not finished");
+        }
+
+        fn accounted(&self) {
+            let dropped: u64 = self.counters.dropped.iter().map(|counter| counter.get()).sum();
+            let (received, recorded) = (self.counters.packets.get(), self.counters.recorded_packets.get());
+            assert_eq!((received, self.counters.staged_packets.get()), (recorded + dropped, 0));
+            assert_eq!(self.recordings.pool.used(), 0, "every block is back");
+        }
+    }
+
+    #[test]
+    fn a_change_that_fails_changes_nothing() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Raw);
+        bench.change(vec![bench.stream(1, 1, "opus")], vec![0]);
+        bench.answer(KEY, Err(libc::ENOSPC));
+        assert!(matches!(bench.events.pop(), Some(Event::ChangeFailed { .. })));
+        // The stream that was to be taken out goes on.
+        bench.turn(2_000);
+        let Bench { recordings, ring, sockets, now, .. } = &mut bench;
+        (0..20).for_each(|_| recordings.sweep(ring, sockets, *now).unwrap());
+        bench.packet(0, 1);
+        // The next stream has the index of the one that failed, and a file of its own codec.
+        bench.change(vec![bench.stream(1, 2, "PCMA")], Vec::new());
+        assert_eq!(bench.answer(KEY, Ok(())), ["1.alaw"]);
+        bench.packet(2, 2);
+        bench.close();
+        let finished = bench.finished();
+        assert_eq!(finished.media, [("0.ulaw".to_owned(), 160), ("1.alaw".to_owned(), 160)]);
+        assert_eq!(bench.counters.recorded_packets.get(), 2);
+        bench.accounted();
     }
 }
