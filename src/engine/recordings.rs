@@ -475,7 +475,8 @@ impl Recordings {
     ) -> io::Result<bool> {
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
         if let Stage::Lingering(linger, _) = &mut live.stage {
-            if now.mono < linger.until {
+            // The directory thread is asked for the files of a change before it is asked to commit, so this delays nothing.
+            if now.mono < linger.until || !live.pending.is_empty() {
                 return Ok(false);
             }
             let ports = &self.ports;
@@ -885,6 +886,23 @@ mod tests {
         let finished = bench.finished();
         assert_eq!(finished.media, [("0.ulaw".to_owned(), 160), ("1.alaw".to_owned(), 160)]);
         assert_eq!(bench.counters.recorded_packets.get(), 2);
+        bench.accounted();
+    }
+
+    #[test]
+    fn files_of_a_change_that_come_after_the_end_arm_no_ports() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Raw);
+        bench.change(vec![bench.stream(1, 1, "PCMU")], Vec::new());
+        bench.close();
+        (0..10).for_each(|_| bench.turn(2_000));
+        assert!(bench.events.is_empty(), "{:?}", bench.events);
+        assert_eq!(bench.answer(KEY, Ok(())), ["1.ulaw"]);
+        assert_eq!(bench.finished().media.len(), 2, "both files are in the manifest");
+        // The slot is another's now, the ports are nobody's.
+        bench.open(RecordingKey { generation: 2, ..KEY }, Format::Pcap);
+        bench.packet(1, 1);
+        assert_eq!(bench.counters.dropped[DropCause::AfterEnd as usize].get(), 1);
         bench.accounted();
     }
 }
