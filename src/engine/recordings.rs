@@ -364,16 +364,20 @@ impl Recordings {
 
     /// A SIP message of the dialog.
     pub fn signal(&mut self, ring: &mut Ring, key: RecordingKey, signal: Signal, now: Now) -> io::Result<()> {
-        match self.current(key) {
-            Some(live) if matches!(live.stage, Stage::Opening) => {
-                if live.signals.len() < limits::SIGNALS_PENDING_MAX {
-                    live.signals.push(signal);
-                }
-                Ok(())
+        let Some(live) = self.current(key) else { return Ok(()) };
+        match live.stage {
+            Stage::Active | Stage::Lingering(..) => return self.record_signal(ring, key.slot, &signal, now),
+            Stage::Opening if live.signals.len() < limits::SIGNALS_PENDING_MAX => live.signals.push(signal),
+            Stage::Opening => {
+                drop(live.problem("a SIP message is missing from the pcap: too many came at once"))
             }
-            Some(_) => self.record_signal(ring, key.slot, &signal, now),
-            None => Ok(()),
+            // A block that were begun now would never be written.
+            Stage::Flushing(_) => {
+                drop(live.problem("a SIP message is missing from the pcap: it came too late"))
+            }
+            Stage::Cancelled => {}
         }
+        Ok(())
     }
 
     fn record_signal(&mut self, ring: &mut Ring, slot: u32, signal: &Signal, now: Now) -> io::Result<()> {
@@ -566,7 +570,10 @@ impl Recordings {
             let file = self.live[slot as usize]
                 .as_ref()
                 .and_then(|live| live.files.get(usize::from(write.file)).copied());
-            let Some(file) = file else { continue };
+            let Some(file) = file else {
+                self.files.give_up(&mut self.pool, write, DropCause::WriteFailed);
+                continue;
+            };
             if let Some(lost) = self.files.write(ring, &mut self.pool, file, write, now, last)? {
                 self.lost(&lost);
             }
@@ -903,6 +910,26 @@ mod tests {
         bench.open(RecordingKey { generation: 2, ..KEY }, Format::Pcap);
         bench.packet(1, 1);
         assert_eq!(bench.counters.dropped[DropCause::AfterEnd as usize].get(), 1);
+        bench.accounted();
+    }
+
+    #[test]
+    fn a_message_after_the_last_block_costs_no_block() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Pcap);
+        bench.packet(0, 1);
+        bench.close();
+        bench.now.mono = bench.now.mono + limits::CLOSE_LINGER;
+        let peer = SocketAddr::new(LOCAL, 5_060);
+        let (transport, local, connection) = (Transport::Udp, peer, None);
+        let flow = crate::session::Flow { reactor: 0, transport, local, peer, listener: 0, connection };
+        let signal = Signal { at: bench.now.wall, received: true, flow, bytes: "BYE".into() };
+        let Bench { recordings, ring, sockets, events, now, .. } = &mut bench;
+        recordings.finish(ring, sockets, *now, events).unwrap();
+        assert!(events.is_empty(), "the last block is on its way");
+        recordings.signal(ring, KEY, signal, *now).unwrap();
+        let finished = bench.finished();
+        assert!(finished.manifest.problems.iter().any(|problem| problem.contains("SIP message")));
         bench.accounted();
     }
 }
