@@ -19,7 +19,7 @@ use super::directory::{Job, NewFile, Opened, failure};
 use super::disk::{FileKey, Files, Lost};
 use super::media_source::sockets::Sockets;
 use super::ring::{Completion, Ring};
-use crate::clock::{Mono, Now};
+use crate::clock::{Mono, Now, Wall};
 use crate::counters::{DropCause, ReactorCounters};
 use crate::limits;
 use crate::media::recording::StreamSpec;
@@ -545,10 +545,8 @@ impl Recordings {
             self.read_drops(sockets, slot);
             self.silence_removed(sockets, slot, now.mono);
             let Some(live) = self.live[slot as usize].as_mut() else { continue };
-            let old = |since: crate::clock::Wall| {
-                now.wall.0.saturating_sub(since.0) >= self.flush_interval.as_nanos() as u64
-            };
-            if live.media.staged_since().is_some_and(old) {
+            let interval = self.flush_interval;
+            if live.media.staged_since().is_some_and(|since| overdue(since, now.wall, interval)) {
                 live.media.flush(&mut self.writes);
                 self.write(ring, slot, now.mono, false)?;
             }
@@ -718,6 +716,12 @@ impl Live {
     }
 }
 
+/// Whether a block begun at `since` has waited long enough. Where the wall clock has been set back, so that it was begun in
+/// the future, nobody knows for how long it has waited.
+fn overdue(since: Wall, now: Wall, interval: Duration) -> bool {
+    u128::from(now.0.abs_diff(since.0)) >= interval.as_nanos()
+}
+
 fn spec(stream: &OpenStream) -> StreamSpec {
     let rtp = SocketAddr::new(stream.address, stream.ports.rtp);
     StreamSpec {
@@ -732,7 +736,6 @@ fn spec(stream: &OpenStream) -> StreamSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Wall;
     use crate::engine::media_source::sockets;
     use crate::engine::published::Recorded;
     use crate::proto::manifest::Format;
@@ -931,5 +934,18 @@ mod tests {
         let finished = bench.finished();
         assert!(finished.manifest.problems.iter().any(|problem| problem.contains("SIP message")));
         bench.accounted();
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_delays_no_flush() {
+        let (hour, interval) = (Wall(3_600 * SECOND), Duration::from_secs(2));
+        for (since, now, expected) in [
+            (hour, Wall(hour.0 + 2 * SECOND), true),
+            (hour, Wall(hour.0 + 2 * SECOND - 1), false),
+            (hour, hour, false),
+            (hour, Wall(SECOND), true),
+        ] {
+            assert_eq!(overdue(since, now, interval), expected, "{since} {now}");
+        }
     }
 }
