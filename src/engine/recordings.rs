@@ -193,9 +193,6 @@ impl Recordings {
         let len = datagram.bytes.len() as u64;
         self.counters.packets.add(1);
         self.counters.bytes.add(len);
-        if datagram.truncated {
-            self.counters.truncated.add(1);
-        }
         let live = match (state, &mut self.live[recording as usize]) {
             (PortState::Open, Some(live)) => live,
             (PortState::Unused, _) => return self.drop_packet(DropCause::NoSession),
@@ -208,9 +205,18 @@ impl Recordings {
             to: SocketAddr::new(address, port),
             bytes: datagram.bytes,
         };
+        if datagram.truncated {
+            self.counters.truncated.add(1);
+            live.problem("datagrams longer than a receive buffer were cut");
+        }
         match live.media.packet(stream, channel, &packet, &mut self.pool, &mut self.writes) {
             Ok(()) => self.counters.staged_packets.add(1),
-            Err(cause) => self.counters.dropped[cause as usize].add(1),
+            Err(cause) => {
+                self.counters.dropped[cause as usize].add(1);
+                if cause == DropCause::NoBlock {
+                    live.problem("datagrams were lost: no write block was free");
+                }
+            }
         }
         if self.writes.is_empty() { Ok(()) } else { self.write(ring, recording, now.mono, false) }
     }
@@ -947,5 +953,21 @@ mod tests {
         ] {
             assert_eq!(overdue(since, now, interval), expected, "{since} {now}");
         }
+    }
+
+    #[test]
+    fn what_found_no_block_or_was_cut_is_in_the_manifest() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Pcap);
+        let blocks: Vec<_> = std::iter::from_fn(|| media::Blocks::take(&mut bench.recordings.pool)).collect();
+        bench.packet(0, 1);
+        blocks.into_iter().for_each(|block| media::Blocks::give(&mut bench.recordings.pool, block));
+        let from = SocketAddr::new(LOCAL, 9);
+        let datagram = Datagram { from, to: None, at: None, bytes: &[0x80; 1_900], truncated: true };
+        bench.recordings.packet(&mut bench.ring, 0, 10_000, &datagram, bench.now).unwrap();
+        bench.close();
+        let problems = bench.finished().manifest.problems;
+        assert!(["no write block", "cut"].iter().all(|word| problems.iter().any(|p| p.contains(word))));
+        bench.accounted();
     }
 }
