@@ -628,14 +628,15 @@ impl Recordings {
         (0..streams).for_each(|stream| self.read_stream_drops(sockets, slot, stream));
     }
 
-    fn read_stream_drops(&mut self, sockets: &mut Sockets, slot: u32, stream: usize) {
-        let Some(stream) = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream))
+    fn read_stream_drops(&mut self, sockets: &mut Sockets, slot: u32, index: usize) {
+        let Some(stream) = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(index))
         else {
             return;
         };
         for socket in stream.sockets() {
             let port = self.ports[socket as usize];
-            if port.state == PortState::Open && port.recording == slot {
+            let ours = port.recording == slot && usize::from(port.stream) == index;
+            if port.state == PortState::Open && ours {
                 let drops = u64::from(sockets.new_drops(socket));
                 stream.kernel_dropped += drops;
                 self.counters.kernel_dropped.add(drops);
