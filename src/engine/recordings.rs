@@ -375,11 +375,11 @@ impl Recordings {
             Stage::Active | Stage::Lingering(..) => return self.record_signal(ring, key.slot, &signal, now),
             Stage::Opening if live.signals.len() < limits::SIGNALS_PENDING_MAX => live.signals.push(signal),
             Stage::Opening => {
-                drop(live.problem("a SIP message is missing from the pcap: too many came at once"))
+                live.problem("a SIP message is missing from the pcap: too many came at once");
             }
-            // A block that were begun now would never be written.
+            // A block begun now would never be written.
             Stage::Flushing(_) => {
-                drop(live.problem("a SIP message is missing from the pcap: it came too late"))
+                live.problem("a SIP message is missing from the pcap: it came too late");
             }
             Stage::Cancelled => {}
         }
