@@ -148,8 +148,9 @@ impl Reactor {
         let socket = completion.token.slot;
         let port = sockets.port(socket);
         let mut result = Ok(());
-        let take = |datagram: &super::datagram::Datagram<'_>| {
-            result = recordings.packet(ring, socket, port, datagram, clock.now);
+        let take = |datagram: Option<&super::datagram::Datagram<'_>>| match datagram {
+            Some(datagram) => result = recordings.packet(ring, socket, port, datagram, clock.now),
+            None => recordings.unreadable(),
         };
         if sockets.complete(completion, take).is_err() {
             counters.buffers_exhausted.add(1);

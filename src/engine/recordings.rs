@@ -221,6 +221,12 @@ impl Recordings {
         if self.writes.is_empty() { Ok(()) } else { self.write(ring, recording, now.mono, false) }
     }
 
+    /// A datagram of which the kernel's account could not be read.
+    pub fn unreadable(&mut self) {
+        self.counters.packets.add(1);
+        self.counters.dropped[DropCause::Unreadable as usize].add(1);
+    }
+
     fn drop_packet(&self, cause: DropCause) -> io::Result<()> {
         self.counters.dropped[cause as usize].add(1);
         Ok(())

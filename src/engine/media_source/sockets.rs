@@ -158,16 +158,21 @@ impl Sockets {
         self.bound.rtp_ports[socket as usize / 2] + (socket % 2) as u16
     }
 
-    /// Hands the datagram of a completion to `take`, then the buffer back to the kernel.
+    /// Hands the datagram of a completion to `take`, then the buffer back to the kernel. `None`: there is one, and it cannot
+    /// be read.
     /// `Err(ENOBUFS)`: the buffers had run out, the datagrams wait in their sockets.
-    pub fn complete(&mut self, completion: Completion, take: impl FnOnce(&Datagram<'_>)) -> Result<(), i32> {
+    pub fn complete(
+        &mut self,
+        completion: Completion,
+        take: impl FnOnce(Option<&Datagram<'_>>),
+    ) -> Result<(), i32> {
         if !completion.more() {
             self.ended.push(completion.token.slot);
         }
         if let Some(id) = completion.buffer() {
             let len = usize::try_from(completion.result).unwrap_or(0);
-            if let Some(datagram) = datagram::parse(self.buffers.bytes(id, len), &self.template) {
-                take(&datagram);
+            if completion.result >= 0 {
+                take(datagram::parse(self.buffers.bytes(id, len), &self.template).as_ref());
             }
             self.buffers.give(id);
         }
