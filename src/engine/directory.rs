@@ -95,9 +95,6 @@ impl Directory {
         match job {
             Job::Create { key, path, files, small } => {
                 let result = self.create(&path, &files, &small);
-                if result.is_err() {
-                    let _ = fs::remove_dir_all(self.part(&path));
-                }
                 self.answer(key, result);
             }
             Job::Add { key, path, files } => {
@@ -139,11 +136,13 @@ impl Directory {
     fn create(&self, path: &str, files: &[NewFile], small: &[SmallFile]) -> Result<Vec<OwnedFd>, Failure> {
         let part = self.part(path);
         make_directory(&part).map_err(|e| failure("create directory", format!("{path}.part"), &e))?;
-        let opened = self.media_files(path, files)?;
-        for file in small {
-            self.small_file(path, file)?;
+        let filled = self.media_files(path, files).and_then(|opened| {
+            small.iter().try_for_each(|file| self.small_file(path, file)).map(|()| opened)
+        });
+        if filled.is_err() {
+            let _ = fs::remove_dir_all(&part);
         }
-        Ok(opened)
+        filled
     }
 
     /// All of them or none: what an earlier one left would be in the way of the next attempt.
@@ -214,6 +213,7 @@ mod tests {
         let part = root.path().join("id.part");
         fs::create_dir(&part).unwrap();
         fs::write(part.join("c"), "in the way").unwrap();
+        assert_eq!(directory.create("id", &[], &[]).unwrap_err().errno, libc::EEXIST);
         let files = ["a", "b", "c"].map(|name| NewFile { name: name.into(), header: b"header".to_vec() });
         assert_eq!(directory.media_files("id", &files).unwrap_err().errno, libc::EEXIST);
         assert_eq!(fs::read_dir(&part).unwrap().count(), 1);
