@@ -93,6 +93,10 @@ impl Reactor {
     /// Recorders have no latency to protect, so packets are let gather; SIP waits less.
     fn sleep(&mut self) -> io::Result<()> {
         let now = self.clock.now.mono;
+        // Letters beyond a turn's share have rung their bell already.
+        if !self.inbox.letters.is_empty() {
+            return self.ring.wait(Duration::ZERO, Duration::ZERO);
+        }
         let busy = self.recordings.busy() || now < self.clock.busy_until;
         let (least, most) = match (busy, self.recordings.is_empty()) {
             (true, _) => (limits::BATCH_WAIT_BUSY, limits::BATCH_WAIT),
