@@ -72,6 +72,11 @@ impl Recording {
         index
     }
 
+    /// Takes back the streams from index `from` on: their files could not be made, so they have had no packet.
+    pub fn forget_streams(&mut self, from: usize) {
+        self.streams.truncate(from);
+    }
+
     /// Files so far. Their indices are `0..files()`.
     pub fn files(&self) -> usize {
         match self.format {
