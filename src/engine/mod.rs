@@ -311,15 +311,16 @@ impl Plan {
         let last = settings.media_ports.1;
         let mut next = u32::from(self.first);
         let deadline = cpu::now().mono + limits::BIND_PATIENCE;
+        // Behind a NAT the address of the answers is not ours to bind.
+        let ip = settings.media_ip.filter(|&ip| std::net::UdpSocket::bind((ip, 0)).is_ok());
         let mut bound = Vec::new();
         let mut taken = Vec::new();
         for reactor in 0..self.reactors {
             let wanted = self.pairs / self.reactors + usize::from(reactor < self.pairs % self.reactors);
             let ports = (next..u32::from(last)).step_by(2).map(|port| port as u16);
-            let (mine, not_mine) =
-                sockets::bind(settings.media_ip, ports, wanted, deadline).map_err(|e| {
-                    format!("binding media ports failed ({e}): check --media-ip and --media-ports")
-                })?;
+            let (mine, not_mine) = sockets::bind(ip, ports, wanted, deadline).map_err(|e| {
+                format!("binding media ports failed ({e}): check --media-ip and --media-ports")
+            })?;
             next += (mine.rtp_ports.len() + not_mine.len()) as u32 * 2;
             bound.push(mine);
             taken.extend(not_mine);
