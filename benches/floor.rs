@@ -14,7 +14,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PORT_BASE: u16 = 30_000;
+/// Below the ephemeral ports, so that no client socket has one of these.
+const PORT_BASE: u16 = 26_000;
 const PAYLOAD: usize = 172;
 const BATCH: usize = 50;
 
@@ -140,6 +141,24 @@ fn measure_floor(size: &Size) -> f64 {
     nanos as f64 / sent as f64
 }
 
+/// A child that does not outlive a failed measurement.
+struct Running(Child);
+
+impl Running {
+    fn terminate(&mut self) -> std::process::ExitStatus {
+        // SAFETY: a signal to a child that has not been waited for.
+        unsafe { libc::kill(self.0.id() as i32, libc::SIGTERM) };
+        self.0.wait().unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 // ---- the recorder -----------------------------------------------------------------------------------------------
 
 fn measure_recorder(size: &Size) -> f64 {
@@ -164,16 +183,15 @@ fn measure_recorder(size: &Size) -> f64 {
         .arg(&socket)
         .stderr(Stdio::piped())
         .spawn()
+        .map(Running)
         .unwrap();
-    let target = ready(&mut child);
+    let target = ready(&mut child.0);
     let ports = set_up(&target, size.streams / 2);
-    let (sent, nanos) = load(&ports, size.seconds, child.id());
+    let (sent, nanos) = load(&ports, size.seconds, child.0.id());
     std::thread::sleep(Duration::from_millis(300));
     let (received, dropped) = media_counts(&socket);
     assert_eq!((received, dropped), (sent, 0), "the recorder lost packets");
-    // SAFETY: a signal to the child that this function started and has not waited for.
-    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    assert!(child.wait().unwrap().success());
+    assert!(child.terminate().success());
     nanos as f64 / sent as f64
 }
 
@@ -277,17 +295,16 @@ fn measure_rtpengine(size: &Size) -> f64 {
         .arg(format!("--pidfile={}", directory.path().join("pid").display()))
         .stderr(Stdio::null())
         .spawn()
+        .map(Running)
         .expect("taskset and rtpengine are installed");
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(NG).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let ports: Vec<u16> = (0..size.streams / 2).flat_map(|call| publish(&socket, call)).collect();
-    let (sent, nanos) = load(&ports, size.seconds, child.id());
+    let (sent, nanos) = load(&ports, size.seconds, child.0.id());
     (0..size.streams / 2)
         .for_each(|call| drop(ng(&socket, &[("command", "delete"), ("call-id", &call.to_string())])));
-    // SAFETY: a signal to the child that this function started and has not waited for.
-    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-    child.wait().unwrap();
+    child.terminate();
     let found: usize = std::fs::read_dir(recordings.join("pcaps"))
         .unwrap()
         .map(|entry| entry.unwrap().metadata().unwrap().len() as usize)
@@ -328,7 +345,7 @@ fn ng(socket: &UdpSocket, fields: &[(&str, &str)]) -> String {
     let text = |value: &str| format!("{}:{value}", value.len());
     let body: String = fields.iter().map(|(key, value)| text(key) + &text(value)).collect();
     let mut buffer = [0; 65_536];
-    for _ in 0..20 {
+    for _ in 0..100 {
         let _ = socket.send(format!("{cookie}d{body}e").as_bytes());
         while let Ok(len) = socket.recv(&mut buffer) {
             let answer = String::from_utf8_lossy(&buffer[..len]).into_owned();
@@ -337,6 +354,8 @@ fn ng(socket: &UdpSocket, fields: &[(&str, &str)]) -> String {
                 return answer;
             }
         }
+        // Refused: it is still starting.
+        std::thread::sleep(Duration::from_millis(50));
     }
     panic!("rtpengine does not answer on {NG}");
 }

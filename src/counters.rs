@@ -57,6 +57,8 @@ causes! {
     DropCause {
         /// The port has no recording and never had one.
         NoSession = "no_session",
+        /// The kernel's account of it could not be read: it says not where the packet came from.
+        Unreadable = "unreadable",
         /// The recording of that port has ended.
         AfterEnd = "after_end",
         /// Raw format only: neither RTP nor RTCP, so it has no place in a file of codec bytes.

@@ -99,7 +99,8 @@ pub const REACTORS_MAX: usize = 64;
 
 /// Submission queue entries: what one turn may queue before it submits.
 pub const SQ_ENTRIES: u32 = 4_096;
-/// Completion queue entries: more than all receive buffers and operations in flight, so that it cannot overflow.
+/// Completion queue entries, the most that the kernel takes: all receive buffers, and with up to 20,000 descriptors (one
+/// completion of each media socket and file) it cannot overflow. Beyond that the kernel keeps what does not fit.
 pub const CQ_ENTRIES: u32 = 65_536;
 /// Completions handled in one turn, before commands and timers get theirs.
 pub const COMPLETIONS_PER_TURN: usize = 8_192;
@@ -122,12 +123,12 @@ pub const TCP_CONNECTIONS: usize = 512;
 pub const TCP_SEND_QUEUE: usize = 1024 * 1024;
 /// Bytes of one send: all that a turn's commands queue on one connection, as a rule.
 pub const TCP_SEND_AT_ONCE: usize = 256 * 1024;
+/// Messages among them: small ones cost more than their bytes.
+pub const TCP_SENDS_QUEUED: usize = 4_096;
 /// A TCP peer that has begun a message must finish it within this time.
 pub const TCP_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A TCP connection without a message or keepalive for this long is closed; RFC 5626 §4.4.1 keepalives come every 95-120 s.
 pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
-/// SIP datagrams being sent at once, per reactor.
-pub const SENDS_IN_FLIGHT: usize = 1_024;
 /// Least time the reactor sleeps while media arrives: recorders have no latency to protect, batches are cheaper.
 pub const BATCH_WAIT: Duration = Duration::from_millis(2);
 /// The same while an INVITE waits for its files or a peer for its answer.
@@ -164,8 +165,6 @@ pub const DIRECTORY_JOBS_MAX: usize = 16_384;
 pub const BLOCK_SIZE: usize = 64 * 1024;
 /// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
 pub const WRITES_QUEUED_PER_FILE: usize = 8;
-/// Disk operations in flight, per reactor.
-pub const DISK_OPS: usize = 4_096;
 /// Workers of the kernel that write for one reactor.
 pub const DISK_WORKERS: u32 = 8;
 /// Blocks beyond one per file, per reactor: writes in flight while the next block fills, for a disk stall of a few seconds.
@@ -179,15 +178,10 @@ const _: () = assert!(BLOCK_SIZE.is_multiple_of(4_096));
 const _: () = assert!(
     MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two()
 );
-// The completion queue holds every buffer and every operation at once.
+// The completion queue holds every buffer, and an end of every operation on 20,000 descriptors, at once.
 const _: () = assert!(
     CQ_ENTRIES as usize
-        > MEDIA_BUFFERS as usize
-            + SIP_BUFFERS as usize
-            + TCP_BUFFERS as usize
-            + DISK_OPS
-            + SENDS_IN_FLIGHT
-            + TCP_CONNECTIONS * 2
+        > MEDIA_BUFFERS as usize + SIP_BUFFERS as usize + TCP_BUFFERS as usize + TCP_CONNECTIONS * 2 + 20_000
 );
 // A block holds the largest record: a media datagram, or a SIP message as one frame.
 const _: () = assert!(BLOCK_SIZE > MEDIA_BUFFER_SIZE + 128);
@@ -217,6 +211,15 @@ pub const WRITES_PER_PACKET: usize = 3;
 
 // The window of sequence numbers that tells late from duplicate is 128 bits wide.
 const _: () = assert!(SEQ_MISORDER_MAX < 128);
+
+/// Bytes of a G.711 packet as a pcap record, 20 ms: what is prefetched of the room for the next one.
+pub const RECORD_USUAL: usize = 230;
+/// Bytes of a line of the processor's caches.
+pub const CACHE_LINE: usize = 64;
+/// How many packets ahead a packet's recording and then its stream are prefetched: memory takes about as long as a packet,
+/// and the first address is needed to know the second.
+pub const PREFETCH_RECORDING: usize = 8;
+pub const PREFETCH_STREAM: usize = 4;
 
 // ---- stats socket -----------------------------------------------------------------------------------------------
 

@@ -44,9 +44,9 @@ pub fn parse<'a>(buffer: &'a [u8], template: &libc::msghdr) -> Option<Datagram<'
     for (level, kind, data) in ControlMessages(message.control_data()) {
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => at = timestamp(data),
-            (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = ipv4(data.get(8..12)?).map(IpAddr::V4),
+            (libc::IPPROTO_IP, libc::IP_PKTINFO) => to = data.get(8..12).and_then(ipv4).map(IpAddr::V4),
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
-                to = ipv6(data.get(..16)?).map(|ip| ip.to_canonical())
+                to = data.get(..16).and_then(ipv6).map(|ip| ip.to_canonical())
             }
             _ => {}
         }
@@ -173,5 +173,32 @@ mod tests {
             bytes[..8].copy_from_slice(&len.to_ne_bytes());
             assert_eq!(ControlMessages(&bytes).count(), 0);
         }
+    }
+
+    /// A buffer as the kernel leaves it: four lengths, a source of this family, one control message with these data.
+    fn buffer(family: u8, data: &[u8]) -> Vec<u8> {
+        let mut buffer: Vec<u8> =
+            [16u32, CONTROL as u32, 7, 0].iter().flat_map(|length| length.to_ne_bytes()).collect();
+        buffer.extend([family, 0, 0x13, 0xc4, 192, 0, 2, 1]);
+        buffer.resize(HEADER + NAME, 0);
+        buffer.extend((16 + data.len() as u64).to_ne_bytes());
+        buffer.extend(libc::IPPROTO_IP.to_ne_bytes());
+        buffer.extend(libc::IP_PKTINFO.to_ne_bytes());
+        buffer.extend(data);
+        buffer.resize(HEADER + NAME + CONTROL, 0);
+        buffer.extend(b"payload");
+        buffer
+    }
+
+    #[test]
+    fn a_control_message_that_is_cut_costs_no_datagram() {
+        let (whole, cut) = (buffer(2, &[7; 12]), buffer(2, &[7; 4]));
+        let to = Some("7.7.7.7".parse().unwrap());
+        for (bytes, to) in [(&whole, to), (&cut, None)] {
+            let datagram = parse(bytes, &template()).unwrap();
+            assert_eq!((datagram.to, datagram.bytes), (to, &b"payload"[..]));
+        }
+        assert!(parse(&buffer(1, &[]), &template()).is_none(), "from nowhere");
+        assert!(parse(&whole[..HEADER + NAME], &template()).is_none());
     }
 }

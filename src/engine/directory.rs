@@ -36,6 +36,11 @@ pub enum Job {
         path: String,
         files: Vec<NewFile>,
     },
+    /// Files of an `Add` that cannot be used after all.
+    Remove {
+        path: String,
+        names: Vec<String>,
+    },
     Small {
         path: String,
         file: SmallFile,
@@ -90,14 +95,14 @@ impl Directory {
         match job {
             Job::Create { key, path, files, small } => {
                 let result = self.create(&path, &files, &small);
-                if result.is_err() {
-                    let _ = fs::remove_dir_all(self.part(&path));
-                }
                 self.answer(key, result);
             }
             Job::Add { key, path, files } => {
                 let result = self.media_files(&path, &files);
                 self.answer(key, result);
+            }
+            Job::Remove { path, names } => {
+                names.iter().for_each(|name| drop(fs::remove_file(self.part(&path).join(name))));
             }
             Job::Small { path, file } => {
                 if let Err(failure) = self.small_file(&path, &file) {
@@ -131,24 +136,29 @@ impl Directory {
     fn create(&self, path: &str, files: &[NewFile], small: &[SmallFile]) -> Result<Vec<OwnedFd>, Failure> {
         let part = self.part(path);
         make_directory(&part).map_err(|e| failure("create directory", format!("{path}.part"), &e))?;
-        let opened = self.media_files(path, files)?;
-        for file in small {
-            self.small_file(path, file)?;
+        let filled = self.media_files(path, files).and_then(|opened| {
+            small.iter().try_for_each(|file| self.small_file(path, file)).map(|()| opened)
+        });
+        if filled.is_err() {
+            let _ = fs::remove_dir_all(&part);
         }
-        Ok(opened)
+        filled
     }
 
+    /// All of them or none: what an earlier one left would be in the way of the next attempt.
     fn media_files(&self, path: &str, files: &[NewFile]) -> Result<Vec<OwnedFd>, Failure> {
         let part = self.part(path);
-        files
-            .iter()
-            .map(|file| {
-                let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
-                let mut opened = create_file(&part.join(&file.name)).map_err(at("create file"))?;
-                opened.write_all(&file.header).map_err(at("write file header"))?;
-                Ok(opened.into())
-            })
-            .collect()
+        let mut opened = Vec::new();
+        for (n, file) in files.iter().enumerate() {
+            match media_file(&part, path, file) {
+                Ok(file) => opened.push(file.into()),
+                Err(failure) => {
+                    files[..n].iter().for_each(|made| drop(fs::remove_file(part.join(&made.name))));
+                    return Err(failure);
+                }
+            }
+        }
+        Ok(opened)
     }
 
     fn small_file(&self, path: &str, file: &SmallFile) -> Result<(), Failure> {
@@ -156,6 +166,17 @@ impl Directory {
         let mut opened = create_file(&self.part(path).join(&file.name)).map_err(at("create file"))?;
         opened.write_all(&file.bytes).map_err(at("write file"))
     }
+}
+
+fn media_file(part: &Path, path: &str, file: &NewFile) -> Result<File, Failure> {
+    let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
+    let full = part.join(&file.name);
+    let mut opened = create_file(&full).map_err(at("create file"))?;
+    opened.write_all(&file.header).map_err(|e| {
+        let _ = fs::remove_file(&full);
+        at("write file header")(e)
+    })?;
+    Ok(opened)
 }
 
 /// The hour's directory is there after its first recording, so the usual way is one call.
@@ -182,6 +203,22 @@ pub fn failure(what: &'static str, path: String, e: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_fail_leave_none_behind() {
+        let root = tempfile::tempdir().unwrap();
+        let (commits, _) = crossbeam::channel::bounded(1);
+        let (_, jobs) = crossbeam::channel::bounded(1);
+        let directory = Directory::new(root.path().to_owned(), jobs, Vec::new(), commits);
+        let part = root.path().join("id.part");
+        fs::create_dir(&part).unwrap();
+        fs::write(part.join("c"), "in the way").unwrap();
+        assert_eq!(directory.create("id", &[], &[]).unwrap_err().errno, libc::EEXIST);
+        let files = ["a", "b", "c"].map(|name| NewFile { name: name.into(), header: b"header".to_vec() });
+        assert_eq!(directory.media_files("id", &files).unwrap_err().errno, libc::EEXIST);
+        assert_eq!(fs::read_dir(&part).unwrap().count(), 1);
+        assert_eq!(directory.media_files("id", &files[..2]).unwrap().len(), 2);
+    }
 
     #[test]
     fn directories_are_made_level_by_level_and_once() {

@@ -186,12 +186,18 @@ impl Files {
 
     fn lose(&mut self, pool: &mut Pool, slot: u32, write: Write, cause: DropCause, errno: i32) -> Lost {
         let Slot { recording, file, .. } = self.slots[slot as usize];
+        let lost = Lost { recording, file, packets: write.packets, bytes: write.bytes, cause, errno };
+        self.give_up(pool, write, cause);
+        lost
+    }
+
+    /// Counts what will not be on disk, and takes its block back.
+    pub fn give_up(&self, pool: &mut Pool, write: Write, cause: DropCause) {
         self.counters.staged_packets.sub(u64::from(write.packets));
         self.counters.dropped[cause as usize].add(u64::from(write.packets));
         if let Data::Block { block, .. } = write.data {
             pool.give(block);
         }
-        Lost { recording, file, packets: write.packets, bytes: write.bytes, cause, errno }
     }
 
     fn next(&mut self, ring: &mut Ring, slot: u32, now: Mono) -> io::Result<()> {

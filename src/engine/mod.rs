@@ -189,8 +189,8 @@ impl Recorder {
         let mut mailboxes = Vec::new();
         let mut others = Vec::new();
         let mut parts = Vec::new();
-        let mut sip_udp_sockets = by_reactor(&sip_udp, reactors);
-        let mut sip_tcp_sockets = by_reactor(&sip_tcp, reactors);
+        let (sip_udp, mut sip_udp_sockets) = by_reactor(sip_udp, reactors);
+        let (sip_tcp, mut sip_tcp_sockets) = by_reactor(sip_tcp, reactors);
         for (index, bound) in media.into_iter().enumerate() {
             let (mailbox, inbox) =
                 mailbox::mailbox().map_err(|e| format!("creating an eventfd failed: {e}"))?;
@@ -250,19 +250,7 @@ impl Recorder {
         let control =
             Control { sessions, events: incoming, reactors: mailboxes, setup, outcome: Outcome::default() };
         let control = spawn("control", move || control.run())?;
-        let addresses =
-            |bound: Vec<(SocketAddr, Vec<Socket>)>| bound.into_iter().map(|(address, _)| address).collect();
-        Ok(Recorder {
-            sip_udp: addresses(sip_udp),
-            sip_tcp: addresses(sip_tcp),
-            port_pairs,
-            sessions_max,
-            warnings,
-            gauges,
-            events,
-            control,
-            others,
-        })
+        Ok(Recorder { sip_udp, sip_tcp, port_pairs, sessions_max, warnings, gauges, events, control, others })
     }
 
     /// No new sessions from now on; running ones are ended with BYE after `grace`. Then [`Recorder::wait`] returns.
@@ -386,16 +374,16 @@ fn listeners(
         .collect()
 }
 
-/// Each reactor's socket of every listener.
-fn by_reactor(listening: &[Listening], reactors: usize) -> Vec<Vec<(Socket, SocketAddr)>> {
-    (0..reactors)
-        .map(|reactor| {
-            listening
-                .iter()
-                .filter_map(|(address, sockets)| Some((sockets[reactor].try_clone().ok()?, *address)))
-                .collect()
-        })
-        .collect()
+type Listener = (Socket, SocketAddr);
+
+/// The addresses, and each reactor's socket of every listener.
+fn by_reactor(listening: Vec<Listening>, reactors: usize) -> (Vec<SocketAddr>, Vec<Vec<Listener>>) {
+    let addresses = listening.iter().map(|(address, _)| *address).collect();
+    let mut parts: Vec<Vec<Listener>> = (0..reactors).map(|_| Vec::new()).collect();
+    for (address, sockets) in listening {
+        parts.iter_mut().zip(sockets).for_each(|(part, socket)| part.push((socket, address)));
+    }
+    (addresses, parts)
 }
 
 /// What a reactor is made of; the ring is made on its own thread.

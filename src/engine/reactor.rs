@@ -127,6 +127,10 @@ impl Reactor {
     /// Recorders have no latency to protect, so packets are let gather; SIP waits less.
     fn sleep(&mut self) -> io::Result<()> {
         let now = self.clock.now.mono;
+        // Letters beyond a turn's share have rung their bell already.
+        if !self.inbox.letters.is_empty() {
+            return self.ring.wait(Duration::ZERO, Duration::ZERO);
+        }
         let busy = self.recordings.busy() || now < self.clock.busy_until || !self.outbox.kept.is_empty();
         let (least, most) = match (busy, self.recordings.is_empty()) {
             (true, _) => (limits::BATCH_WAIT_BUSY, limits::BATCH_WAIT),
@@ -144,9 +148,28 @@ impl Reactor {
         if !batch.is_empty() {
             self.batch.record(batch.len() as u64);
         }
-        let result = batch.iter().try_for_each(|&completion| self.dispatch(completion));
+        let mut result = Ok(());
+        for (index, &completion) in batch.iter().enumerate() {
+            self.look_ahead(&batch[index..]);
+            result = self.dispatch(completion);
+            if result.is_err() {
+                break;
+            }
+        }
         self.ring.reaped(batch);
         result
+    }
+
+    /// Touch each stream's cache lines once, ahead of time: then memory is the cost of a packet, and it is paid in parallel.
+    fn look_ahead(&self, coming: &[Completion]) {
+        let socket =
+            |ahead: usize| coming.get(ahead).map(|c| c.token).filter(|token| token.kind == Kind::Media);
+        if let Some(token) = socket(limits::PREFETCH_RECORDING) {
+            self.recordings.prefetch_recording(token.slot);
+        }
+        if let Some(token) = socket(limits::PREFETCH_STREAM) {
+            self.recordings.prefetch_stream(token.slot);
+        }
     }
 
     fn dispatch(&mut self, completion: Completion) -> io::Result<()> {
@@ -180,8 +203,9 @@ impl Reactor {
         let socket = completion.token.slot;
         let port = sockets.port(socket);
         let mut result = Ok(());
-        let take = |datagram: &super::datagram::Datagram<'_>| {
-            result = recordings.packet(ring, socket, port, datagram, clock.now);
+        let take = |datagram: Option<&super::datagram::Datagram<'_>>| match datagram {
+            Some(datagram) => result = recordings.packet(ring, socket, port, datagram, clock.now),
+            None => recordings.unreadable(),
         };
         if sockets.complete(completion, take).is_err() {
             counters.buffers_exhausted.add(1);

@@ -19,7 +19,7 @@ use super::directory::{Job, NewFile, Opened, failure};
 use super::disk::{FileKey, Files, Lost};
 use super::media_source::sockets::Sockets;
 use super::ring::{Completion, Ring};
-use crate::clock::{Mono, Now};
+use crate::clock::{Mono, Now, Wall};
 use crate::counters::{DropCause, ReactorCounters};
 use crate::limits;
 use crate::media::recording::StreamSpec;
@@ -55,6 +55,8 @@ struct Live {
     stage: Stage,
     /// Streams of a `Change` whose files are being opened.
     pending: Vec<OpenStream>,
+    /// Streams that this `Change` takes out, once the files are there: if they are not, it changes nothing.
+    removing: Vec<u8>,
     /// Bytes of headers in files that are being opened.
     headers: Vec<u64>,
     signals: Vec<Signal>,
@@ -178,6 +180,21 @@ impl Recordings {
         self.active.is_empty()
     }
 
+    /// A packet of this socket comes soon: fetches the recording.
+    pub fn prefetch_recording(&self, socket: u32) {
+        if let Some(live) = &self.live[self.ports[socket as usize].recording as usize] {
+            prefetch((&raw const **live).cast(), size_of::<Live>().div_ceil(limits::CACHE_LINE));
+        }
+    }
+
+    /// The same a little later, when the recording is there: fetches what it points to.
+    pub fn prefetch_stream(&self, socket: u32) {
+        let PortUse { recording, stream, .. } = self.ports[socket as usize];
+        if let Some(live) = &self.live[recording as usize] {
+            live.media.touched(stream).into_iter().for_each(|(start, lines)| prefetch(start, lines));
+        }
+    }
+
     /// One datagram of a media socket. It ends in a block or in `dropped`, by cause.
     pub fn packet(
         &mut self,
@@ -191,9 +208,6 @@ impl Recordings {
         let len = datagram.bytes.len() as u64;
         self.counters.packets.add(1);
         self.counters.bytes.add(len);
-        if datagram.truncated {
-            self.counters.truncated.add(1);
-        }
         let live = match (state, &mut self.live[recording as usize]) {
             (PortState::Open, Some(live)) => live,
             (PortState::Unused, _) => return self.drop_packet(DropCause::NoSession),
@@ -206,11 +220,26 @@ impl Recordings {
             to: SocketAddr::new(address, port),
             bytes: datagram.bytes,
         };
+        if datagram.truncated {
+            self.counters.truncated.add(1);
+            live.problem("datagrams longer than a receive buffer were cut");
+        }
         match live.media.packet(stream, channel, &packet, &mut self.pool, &mut self.writes) {
             Ok(()) => self.counters.staged_packets.add(1),
-            Err(cause) => self.counters.dropped[cause as usize].add(1),
+            Err(cause) => {
+                self.counters.dropped[cause as usize].add(1);
+                if cause == DropCause::NoBlock {
+                    live.problem("datagrams were lost: no write block was free");
+                }
+            }
         }
         if self.writes.is_empty() { Ok(()) } else { self.write(ring, recording, now.mono, false) }
+    }
+
+    /// A datagram of which the kernel's account could not be read.
+    pub fn unreadable(&mut self) {
+        self.counters.packets.add(1);
+        self.counters.dropped[DropCause::Unreadable as usize].add(1);
     }
 
     fn drop_packet(&self, cause: DropCause) -> io::Result<()> {
@@ -233,6 +262,7 @@ impl Recordings {
             files: Vec::new(),
             stage: Stage::Opening,
             pending: open.streams,
+            removing: Vec::new(),
             headers: Vec::new(),
             signals: open.signals,
             problems: Vec::new(),
@@ -287,6 +317,7 @@ impl Recordings {
                 events.push(Event::Opened { key });
             }
             (Ok(()), _) => {
+                self.take_out(key.slot, now.mono);
                 self.arm(sockets, key.slot);
                 events.push(Event::Changed { key });
             }
@@ -295,12 +326,38 @@ impl Recordings {
                 events.push(Event::OpenFailed { key, failure });
             }
             (Err(failure), _) => {
-                live.problems.push(failure.to_string());
-                live.pending.clear();
+                live.problem(&failure.to_string());
+                self.unchange(ring, key.slot)?;
                 events.push(Event::ChangeFailed { key, failure });
             }
         }
         Ok(())
+    }
+
+    /// As if the `Change` had never been: its streams' indices and files' names are free for the next.
+    fn unchange(&mut self, ring: &Ring, slot: u32) -> io::Result<()> {
+        let Recordings { live, files, jobs, .. } = self;
+        let Some(live) = &mut live[slot as usize] else { return Ok(()) };
+        live.pending.clear();
+        live.removing.clear();
+        // Only raw recordings have files that come with streams: one each.
+        let known = live.streams.len();
+        let names = (known..live.files.len()).map(|file| live.media.file_name(file as u8)).collect();
+        let opened = live.files.split_off(known.min(live.files.len()));
+        if !opened.is_empty() {
+            jobs.send(Job::Remove { path: live.path.clone(), names });
+        }
+        live.media.forget_streams(known);
+        opened.into_iter().try_for_each(|file| files.close(ring, file).map(drop))
+    }
+
+    fn take_out(&mut self, slot: u32, now: Mono) {
+        let Some(live) = self.live[slot as usize].as_mut() else { return };
+        for stream in std::mem::take(&mut live.removing) {
+            if let Some(stream) = live.streams.get_mut(usize::from(stream)) {
+                stream.silent_at = Some(now + limits::CLOSE_LINGER);
+            }
+        }
     }
 
     /// Gives the sockets of the pending streams to the recording.
@@ -334,16 +391,20 @@ impl Recordings {
 
     /// A SIP message of the dialog.
     pub fn signal(&mut self, ring: &mut Ring, key: RecordingKey, signal: Signal, now: Now) -> io::Result<()> {
-        match self.current(key) {
-            Some(live) if matches!(live.stage, Stage::Opening) => {
-                if live.signals.len() < limits::SIGNALS_PENDING_MAX {
-                    live.signals.push(signal);
-                }
-                Ok(())
+        let Some(live) = self.current(key) else { return Ok(()) };
+        match live.stage {
+            Stage::Active | Stage::Lingering(..) => return self.record_signal(ring, key.slot, &signal, now),
+            Stage::Opening if live.signals.len() < limits::SIGNALS_PENDING_MAX => live.signals.push(signal),
+            Stage::Opening => {
+                live.problem("a SIP message is missing from the pcap: too many came at once");
             }
-            Some(_) => self.record_signal(ring, key.slot, &signal, now),
-            None => Ok(()),
+            // A block begun now would never be written.
+            Stage::Flushing(_) => {
+                live.problem("a SIP message is missing from the pcap: it came too late");
+            }
+            Stage::Cancelled => {}
         }
+        Ok(())
     }
 
     fn record_signal(&mut self, ring: &mut Ring, slot: u32, signal: &Signal, now: Now) -> io::Result<()> {
@@ -379,17 +440,14 @@ impl Recordings {
         }
         let Recordings { live, jobs, .. } = self;
         let Some(live) = &mut live[key.slot as usize] else { return };
-        for stream in remove {
-            if let Some(stream) = live.streams.get_mut(usize::from(stream)) {
-                stream.silent_at = Some(now.mono + limits::CLOSE_LINGER);
-            }
-        }
+        live.removing = remove;
         for stream in &add {
             live.media.add_stream(spec(stream));
         }
         live.pending = add;
         let files = live.new_files(now);
         if files.is_empty() {
+            self.take_out(key.slot, now.mono);
             self.arm(sockets, key.slot);
             events.push(Event::Changed { key });
         } else {
@@ -448,7 +506,8 @@ impl Recordings {
     ) -> io::Result<bool> {
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
         if let Stage::Lingering(linger, _) = &mut live.stage {
-            if now.mono < linger.until {
+            // The directory thread is asked for the files of a change before it is asked to commit, so this delays nothing.
+            if now.mono < linger.until || !live.pending.is_empty() {
                 return Ok(false);
             }
             let ports = &self.ports;
@@ -513,10 +572,8 @@ impl Recordings {
             self.read_drops(sockets, slot);
             self.silence_removed(sockets, slot, now.mono);
             let Some(live) = self.live[slot as usize].as_mut() else { continue };
-            let old = |since: crate::clock::Wall| {
-                now.wall.0.saturating_sub(since.0) >= self.flush_interval.as_nanos() as u64
-            };
-            if live.media.staged_since().is_some_and(old) {
+            let interval = self.flush_interval;
+            if live.media.staged_since().is_some_and(|since| overdue(since, now.wall, interval)) {
                 live.media.flush(&mut self.writes);
                 self.write(ring, slot, now.mono, false)?;
             }
@@ -538,7 +595,10 @@ impl Recordings {
             let file = self.live[slot as usize]
                 .as_ref()
                 .and_then(|live| live.files.get(usize::from(write.file)).copied());
-            let Some(file) = file else { continue };
+            let Some(file) = file else {
+                self.files.give_up(&mut self.pool, write, DropCause::WriteFailed);
+                continue;
+            };
             if let Some(lost) = self.files.write(ring, &mut self.pool, file, write, now, last)? {
                 self.lost(&lost);
             }
@@ -589,14 +649,15 @@ impl Recordings {
         (0..streams).for_each(|stream| self.read_stream_drops(sockets, slot, stream));
     }
 
-    fn read_stream_drops(&mut self, sockets: &mut Sockets, slot: u32, stream: usize) {
-        let Some(stream) = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream))
+    fn read_stream_drops(&mut self, sockets: &mut Sockets, slot: u32, index: usize) {
+        let Some(stream) = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(index))
         else {
             return;
         };
         for socket in stream.sockets() {
             let port = self.ports[socket as usize];
-            if port.state == PortState::Open && port.recording == slot {
+            let ours = port.recording == slot && usize::from(port.stream) == index;
+            if port.state == PortState::Open && ours {
                 let drops = u64::from(sockets.new_drops(socket));
                 stream.kernel_dropped += drops;
                 self.counters.kernel_dropped.add(drops);
@@ -683,6 +744,25 @@ impl Live {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn prefetch(start: *const u8, lines: usize) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in 0..lines {
+        // SAFETY: a prefetch is a hint: it reads nothing and faults on no address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * limits::CACHE_LINE).cast()) };
+    }
+}
+
+/// Elsewhere the processor is left to guess.
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch(_: *const u8, _: usize) {}
+
+/// Whether a block begun at `since` has waited long enough. Where the wall clock has been set back, so that it was begun in
+/// the future, nobody knows for how long it has waited.
+fn overdue(since: Wall, now: Wall, interval: Duration) -> bool {
+    u128::from(now.0.abs_diff(since.0)) >= interval.as_nanos()
+}
+
 fn spec(stream: &OpenStream) -> StreamSpec {
     let rtp = SocketAddr::new(stream.address, stream.ports.rtp);
     StreamSpec {
@@ -691,5 +771,238 @@ fn spec(stream: &OpenStream) -> StreamSpec {
         to_rtcp: SocketAddr::new(stream.address, stream.ports.rtp + 1),
         codecs: stream.codecs.clone(),
         rtcp_mux: stream.rtcp_mux,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::media_source::sockets;
+    use crate::engine::published::Recorded;
+    use crate::proto::manifest::Format;
+    use crate::proto::sdp::Codec;
+    use crossbeam::channel::{Receiver, bounded};
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use tempfile::TempDir;
+
+    const KEY: RecordingKey = RecordingKey { reactor: 0, slot: 0, generation: 1 };
+    const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const SECOND: u64 = 1_000_000_000;
+
+    /// The recordings of a reactor on a ring and sockets of its own; the test is its control and its directory thread.
+    struct Bench {
+        ring: Ring,
+        sockets: Sockets,
+        recordings: Recordings,
+        jobs: Receiver<Job>,
+        events: Vec<Event>,
+        counters: Arc<ReactorCounters>,
+        dir: TempDir,
+        now: Now,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let counters = Arc::new(ReactorCounters::default());
+            let (bound, _) = sockets::bind(Some(LOCAL), (10_000..12_000).step_by(2), 4, Mono(0)).unwrap();
+            let mut ring = Ring::new(32).unwrap();
+            let sockets = Sockets::arm(bound, &mut ring).unwrap();
+            let (queue, jobs) = bounded(64);
+            let files = Files::new(8, 8, Recorded::new().0, counters.clone());
+            let flush = Duration::from_secs(2);
+            let recordings = Recordings::new(8, 4, files, Pool::new(8), flush, queue, counters.clone());
+            let (events, dir) = (Vec::new(), TempDir::new().unwrap());
+            let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
+            Bench { ring, sockets, recordings, jobs, events, counters, dir, now }
+        }
+
+        fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
+            let codec = Codec {
+                payload_type: 0,
+                encoding: encoding.to_owned(),
+                clock_rate: 8_000,
+                channels: 1,
+                fmtp: None,
+            };
+            OpenStream {
+                stream,
+                ports: PortPair { reactor: 0, index: pair, rtp: self.sockets.port(u32::from(pair) * 2) },
+                address: LOCAL,
+                label: format!("{stream}"),
+                codecs: vec![codec],
+                rtcp_mux: false,
+            }
+        }
+
+        /// A recording of one stream on pair 0.
+        fn open(&mut self, key: RecordingKey, format: Format) {
+            let streams = vec![self.stream(0, 0, "PCMU")];
+            let (files, signals) = (Vec::new(), Vec::new());
+            let open = Open { key, path: "id".into(), format, streams, files, signals };
+            self.recordings.open(open, self.now, &mut self.events);
+            self.answer(key, Ok(()));
+            assert!(matches!(self.events.pop(), Some(Event::Opened { .. })), "{:?}", self.events);
+        }
+
+        fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
+            let change = Change { key: KEY, add, remove };
+            self.recordings.change(&mut self.sockets, change, self.now, &mut self.events);
+        }
+
+        fn close(&mut self) {
+            let close =
+                Close { key: KEY, manifest: Some(Box::new(crate::proto::manifest::tests::manifest())) };
+            self.recordings.close(close, self.now, &mut self.events);
+        }
+
+        /// What the directory thread says to the next job.
+        fn answer(&mut self, key: RecordingKey, result: Result<(), i32>) -> Vec<String> {
+            let files = match self.jobs.try_recv() {
+                Ok(Job::Create { files, .. } | Job::Add { files, .. }) => files,
+                other => panic!("{other:?}"),
+            };
+            let names: Vec<String> = files.into_iter().map(|file| file.name).collect();
+            let open = |name: &String| OwnedFd::from(File::create(self.dir.path().join(name)).unwrap());
+            let result = match result {
+                Ok(()) => Ok(names.iter().map(open).collect()),
+                Err(errno) => Err(Failure { what: "create file", path: String::new(), errno }),
+            };
+            let Bench { recordings, ring, sockets, events, now, .. } = self;
+            recordings.opened(ring, sockets, Opened { key, result }, *now, events).unwrap();
+            names
+        }
+
+        fn packet(&mut self, pair: u32, payload: u8) {
+            let mut bytes = [payload; 172];
+            bytes[..12].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7]);
+            let from = SocketAddr::new(LOCAL, 9);
+            let datagram = Datagram { from, to: None, at: None, bytes: &bytes, truncated: false };
+            let port = self.sockets.port(pair * 2);
+            self.recordings.packet(&mut self.ring, pair * 2, port, &datagram, self.now).unwrap();
+        }
+
+        /// Lets time pass, and does what a reactor's turn does.
+        fn turn(&mut self, millis: u64) {
+            self.now.mono = self.now.mono + Duration::from_millis(millis);
+            self.now.wall.0 += millis * 1_000_000;
+            self.ring.wait(Duration::ZERO, Duration::from_millis(1)).unwrap();
+            for completion in self.ring.reap() {
+                if completion.token.kind == crate::engine::ring::Kind::Write {
+                    self.recordings.written(&mut self.ring, completion, self.now.mono).unwrap();
+                }
+            }
+            let Bench { recordings, ring, sockets, events, now, .. } = self;
+            recordings.finish(ring, sockets, *now, events).unwrap();
+        }
+
+        /// Turns until the recording is handed on.
+        fn finished(&mut self) -> Box<Finished> {
+            for _ in 0..1_000 {
+                self.turn(20);
+                match self.jobs.try_recv() {
+                    Ok(Job::Commit(finished)) => return finished,
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => {}
+                }
+            }
+            panic!("not finished");
+        }
+
+        fn accounted(&self) {
+            let dropped: u64 = self.counters.dropped.iter().map(|counter| counter.get()).sum();
+            let (received, recorded) = (self.counters.packets.get(), self.counters.recorded_packets.get());
+            assert_eq!((received, self.counters.staged_packets.get()), (recorded + dropped, 0));
+            assert_eq!(self.recordings.pool.used(), 0, "every block is back");
+        }
+    }
+
+    #[test]
+    fn a_change_that_fails_changes_nothing() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Raw);
+        bench.change(vec![bench.stream(1, 1, "opus")], vec![0]);
+        bench.answer(KEY, Err(libc::ENOSPC));
+        assert!(matches!(bench.events.pop(), Some(Event::ChangeFailed { .. })));
+        // The stream that was to be taken out goes on.
+        bench.turn(2_000);
+        let Bench { recordings, ring, sockets, now, .. } = &mut bench;
+        (0..20).for_each(|_| recordings.sweep(ring, sockets, *now).unwrap());
+        bench.packet(0, 1);
+        // The next stream has the index of the one that failed, and a file of its own codec.
+        bench.change(vec![bench.stream(1, 2, "PCMA")], Vec::new());
+        assert_eq!(bench.answer(KEY, Ok(())), ["1.alaw"]);
+        bench.packet(2, 2);
+        bench.close();
+        let finished = bench.finished();
+        assert_eq!(finished.media, [("0.ulaw".to_owned(), 160), ("1.alaw".to_owned(), 160)]);
+        assert_eq!(bench.counters.recorded_packets.get(), 2);
+        bench.accounted();
+    }
+
+    #[test]
+    fn files_of_a_change_that_come_after_the_end_arm_no_ports() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Raw);
+        bench.change(vec![bench.stream(1, 1, "PCMU")], Vec::new());
+        bench.close();
+        (0..10).for_each(|_| bench.turn(2_000));
+        assert!(bench.events.is_empty(), "{:?}", bench.events);
+        assert_eq!(bench.answer(KEY, Ok(())), ["1.ulaw"]);
+        assert_eq!(bench.finished().media.len(), 2, "both files are in the manifest");
+        // The slot is another's now, the ports are nobody's.
+        bench.open(RecordingKey { generation: 2, ..KEY }, Format::Pcap);
+        bench.packet(1, 1);
+        assert_eq!(bench.counters.dropped[DropCause::AfterEnd as usize].get(), 1);
+        bench.accounted();
+    }
+
+    #[test]
+    fn a_message_after_the_last_block_costs_no_block() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Pcap);
+        bench.packet(0, 1);
+        bench.close();
+        bench.now.mono = bench.now.mono + limits::CLOSE_LINGER;
+        let peer = SocketAddr::new(LOCAL, 5_060);
+        let (transport, local, connection) = (Transport::Udp, peer, None);
+        let flow = crate::session::Flow { reactor: 0, transport, local, peer, listener: 0, connection };
+        let signal = Signal { at: bench.now.wall, received: true, flow, bytes: "BYE".into() };
+        let Bench { recordings, ring, sockets, events, now, .. } = &mut bench;
+        recordings.finish(ring, sockets, *now, events).unwrap();
+        assert!(events.is_empty(), "the last block is on its way");
+        recordings.signal(ring, KEY, signal, *now).unwrap();
+        let finished = bench.finished();
+        assert!(finished.manifest.problems.iter().any(|problem| problem.contains("SIP message")));
+        bench.accounted();
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_delays_no_flush() {
+        let (hour, interval) = (Wall(3_600 * SECOND), Duration::from_secs(2));
+        for (since, now, expected) in [
+            (hour, Wall(hour.0 + 2 * SECOND), true),
+            (hour, Wall(hour.0 + 2 * SECOND - 1), false),
+            (hour, hour, false),
+            (hour, Wall(SECOND), true),
+        ] {
+            assert_eq!(overdue(since, now, interval), expected, "{since} {now}");
+        }
+    }
+
+    #[test]
+    fn what_found_no_block_or_was_cut_is_in_the_manifest() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Pcap);
+        let blocks: Vec<_> = std::iter::from_fn(|| media::Blocks::take(&mut bench.recordings.pool)).collect();
+        bench.packet(0, 1);
+        blocks.into_iter().for_each(|block| media::Blocks::give(&mut bench.recordings.pool, block));
+        let from = SocketAddr::new(LOCAL, 9);
+        let datagram = Datagram { from, to: None, at: None, bytes: &[0x80; 1_900], truncated: true };
+        bench.recordings.packet(&mut bench.ring, 0, 10_000, &datagram, bench.now).unwrap();
+        bench.close();
+        let problems = bench.finished().manifest.problems;
+        assert!(["no write block", "cut"].iter().all(|word| problems.iter().any(|p| p.contains(word))));
+        bench.accounted();
     }
 }

@@ -84,7 +84,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// To be called on the thread that will use it: SINGLE_ISSUER and DEFER_TASKRUN bind the ring to it.
+    /// `table`: places for registered files. To be called on the thread that will use it: SINGLE_ISSUER and DEFER_TASKRUN
+    /// bind the ring to it.
     pub fn new(table: u32) -> Result<Ring, String> {
         let io: IoUring = IoUring::builder()
             .setup_single_issuer()
@@ -93,7 +94,7 @@ impl Ring {
             .setup_cqsize(limits::CQ_ENTRIES)
             .build(limits::SQ_ENTRIES)
             .map_err(|e| explain(&e))?;
-        io.submitter().register_files_sparse(table).map_err(|e| {
+        io.submitter().register_files_sparse(table.max(1)).map_err(|e| {
             format!("registering a table of {table} files failed ({e}): raise RLIMIT_NOFILE or give fewer media ports")
         })?;
         let mut workers = [limits::DISK_WORKERS, 0];

@@ -64,6 +64,8 @@ pub struct Connections {
     listeners: Vec<Socket>,
     /// Listeners whose multishot accept has ended.
     ended: Vec<u32>,
+    /// Listeners whose accept has failed: without descriptors it would fail again at once. They wait for the next sweep.
+    failed: Vec<u32>,
     buffers: Buffers,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -105,7 +107,9 @@ impl Connections {
         let slots = (0..limits::TCP_CONNECTIONS).map(|_| Slot::default()).collect();
         let free = (0..limits::TCP_CONNECTIONS as u32).rev().collect();
         let ended = (0..listeners.len() as u32).collect();
-        let mut connections = Connections { reactor, listeners, ended, buffers, slots, free, counters };
+        let failed = Vec::new();
+        let mut connections =
+            Connections { reactor, listeners, ended, failed, buffers, slots, free, counters };
         connections.publish(ring).map_err(|e| format!("arming SIP listeners failed: {e}"))?;
         Ok(connections)
     }
@@ -113,7 +117,8 @@ impl Connections {
     /// A new connection, or a listener whose accept has ended.
     pub fn accepted(&mut self, completion: Completion, now: Mono, ring: &mut Ring) -> io::Result<()> {
         if !completion.more() {
-            self.ended.push(completion.token.slot);
+            let ended = if completion.result < 0 { &mut self.failed } else { &mut self.ended };
+            ended.push(completion.token.slot);
         }
         if completion.result < 0 {
             self.counters.tcp_refused.add(1);
@@ -233,8 +238,9 @@ impl Connections {
         self.settle(key.slot, key.generation, ring, out)
     }
 
-    /// Closes connections that make no progress.
+    /// Closes connections that make no progress, lets listeners try again.
     pub fn sweep(&mut self, now: Mono, ring: &mut Ring, out: &mut Vec<Arrival>) -> io::Result<()> {
+        self.ended.append(&mut self.failed);
         for slot in 0..self.slots.len() as u32 {
             let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else {
                 continue;
@@ -289,7 +295,9 @@ impl Connections {
         let Some(connection) = &mut self.slots[slot as usize].connection else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        if connection.dead || connection.queued + bytes.len() > limits::TCP_SEND_QUEUE {
+        let full = connection.queue.len() >= limits::TCP_SENDS_QUEUED
+            || connection.queued + bytes.len() > limits::TCP_SEND_QUEUE;
+        if connection.dead || full {
             connection.shut_down();
             return Err(io::ErrorKind::NotConnected.into());
         }

@@ -46,6 +46,10 @@ pub struct Signal<'a> {
     pub bytes: &'a [u8],
 }
 
+/// Cache lines that the next datagram of a stream will touch. With thousands of streams they are cold again by then, so the
+/// engine prefetches them. An address and a number of lines; nothing reads through it.
+pub type Touched = (*const u8, usize);
+
 /// One write that the engine has to do. Writes of one file are done in the order in which they are returned.
 #[derive(Debug)]
 pub struct Write {

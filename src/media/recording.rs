@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use crate::clock::Wall;
 use crate::counters::DropCause;
-use crate::limits::{BLOCK_SIZE, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS};
+use crate::limits::{
+    BLOCK_SIZE, CACHE_LINE, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
+};
 use crate::media::stage::{Exits, Load, Stage};
 use crate::media::stream::Reception;
 use crate::media::timeline::{Elapsed, Timeline};
-use crate::media::{Blocks, Channel, Packet, Place, Signal, Write};
+use crate::media::{Blocks, Channel, Packet, Place, Signal, Touched, Write};
 use crate::proto::manifest::{Format, StreamReport};
 use crate::proto::pcap::{self, Frame, Tcp};
 use crate::proto::raw;
@@ -70,6 +72,11 @@ impl Recording {
         index
     }
 
+    /// Takes back the streams from index `from` on: their files could not be made, so they have had no packet.
+    pub fn forget_streams(&mut self, from: usize) {
+        self.streams.truncate(from);
+    }
+
     /// Files so far. Their indices are `0..files()`.
     pub fn files(&self) -> usize {
         match self.format {
@@ -128,6 +135,13 @@ impl Recording {
         self.bytes += packet.bytes.len() as u64;
         self.last = self.last.max(Some(packet.at));
         Ok(())
+    }
+
+    /// What the next datagram of the stream will touch: its state, the frame of its flow, the place of its record in a pcap.
+    pub fn touched(&self, stream: u8) -> [Touched; 3] {
+        let Some(of) = self.streams.get(usize::from(stream)) else { return [(std::ptr::null(), 0); 3] };
+        let sink = (&raw const of.sink).cast();
+        [((&raw const *of).cast(), Stream::WARM_LINES), (sink, Stream::SINK_LINES), self.pcap.stage.touched()]
     }
 
     /// Takes one SIP message of the dialog: into the pcap; a raw recording has no place for it. Not counted as media. `Err`: not
@@ -237,22 +251,24 @@ fn load(packet: &Packet<'_>) -> Load {
     Load { at: packet.at, packets: 1, bytes: packet.bytes.len() as u64 }
 }
 
+/// What every packet touches comes first, and `Reception` ends with the sources, so that the usual one lies in the same lines.
 #[derive(Debug)]
+#[repr(C)]
 struct Stream {
-    /// Of its file; unused in a pcap recording.
-    name: String,
-    to_rtp: SocketAddr,
-    /// Payload types that cannot be mistaken for RTCP: answered, and no RTCP on their port.
-    unmuxed: Option<u128>,
-    /// Payload type that the raw file is laid out for.
-    main: Option<u8>,
-    reception: Reception,
-    sink: Sink,
     packets: u64,
     payload_bytes: u64,
     rtcp_packets: u64,
     other_packets: u64,
     dropped: u64,
+    /// Payload type that the raw file is laid out for.
+    main: Option<u8>,
+    /// Payload types that cannot be mistaken for RTCP: answered, and no RTCP on their port.
+    unmuxed: Option<u128>,
+    reception: Reception,
+    sink: Sink,
+    to_rtp: SocketAddr,
+    /// Of its file; unused in a pcap recording.
+    name: String,
 }
 
 #[derive(Debug)]
@@ -263,6 +279,12 @@ enum Sink {
 }
 
 impl Stream {
+    /// Counters, kinds and the first source.
+    const WARM_LINES: usize =
+        (std::mem::offset_of!(Stream, reception) + Reception::WARM).div_ceil(CACHE_LINE);
+    /// The frame of the RTP flow.
+    const SINK_LINES: usize = size_of::<Option<Frame>>().div_ceil(CACHE_LINE);
+
     fn new(format: Format, index: u8, spec: &StreamSpec, others: &[Stream]) -> Stream {
         let main = raw::main_codec(&spec.codecs);
         let layout = main.and_then(raw::clocked);

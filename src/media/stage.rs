@@ -2,7 +2,8 @@
 
 use crate::clock::Wall;
 use crate::counters::DropCause;
-use crate::media::{Block, Blocks, Data, Place, Write};
+use crate::limits::{CACHE_LINE, RECORD_USUAL};
+use crate::media::{Block, Blocks, Data, Place, Touched, Write};
 
 /// Where blocks come from and writes go to, for the time of one call.
 pub(super) struct Exits<'a, B> {
@@ -50,6 +51,12 @@ impl Stage {
     /// When the oldest of what is staged came.
     pub fn since(&self) -> Option<Wall> {
         self.since
+    }
+
+    /// Where the next record goes.
+    pub fn touched(&self) -> Touched {
+        let room = self.block.as_ref().and_then(|block| block.get(self.len..)).unwrap_or_default();
+        (room.as_ptr(), room.len().min(RECORD_USUAL).div_ceil(CACHE_LINE))
     }
 
     /// The block being filled, all of it.

@@ -9,13 +9,16 @@ use crate::proto::sdp::Codec;
 
 /// The sources of one stream. Of fixed size: no packet makes it grow.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Reception {
-    /// Clock rates of the payload types that were answered; 0 where packets do not follow the media clock.
-    rates: Vec<(u8, u32)>,
-    sources: [Source; SSRCS_PER_STREAM],
     used: usize,
     /// The source of the last packet: looked at first.
     latest: usize,
+    /// Payload type and clock rate of the last packet: looked at first.
+    rate: (u8, u32),
+    /// Clock rates of the payload types that were answered; 0 where packets do not follow the media clock.
+    rates: Vec<(u8, u32)>,
+    sources: [Source; SSRCS_PER_STREAM],
 }
 
 /// Sums over the sources.
@@ -31,6 +34,9 @@ pub struct Sums {
 }
 
 impl Reception {
+    /// Bytes from the beginning to the end of the first source.
+    pub const WARM: usize = std::mem::offset_of!(Reception, sources) + size_of::<Source>();
+
     pub fn new(codecs: &[Codec]) -> Reception {
         let rate = |codec: &Codec| if raw::is_event(codec) { 0 } else { codec.clock_rate };
         Reception {
@@ -38,6 +44,7 @@ impl Reception {
             sources: [Source::default(); SSRCS_PER_STREAM],
             used: 0,
             latest: 0,
+            rate: (0, codecs.iter().find(|codec| codec.payload_type == 0).map_or(0, rate)),
         }
     }
 
@@ -70,8 +77,12 @@ impl Reception {
         self.sources[..self.used].iter().map(Source::report).collect()
     }
 
-    fn clock_rate(&self, payload_type: u8) -> u32 {
-        self.rates.iter().find(|(known, _)| *known == payload_type).map_or(0, |(_, rate)| *rate)
+    fn clock_rate(&mut self, payload_type: u8) -> u32 {
+        if self.rate.0 != payload_type {
+            let known = self.rates.iter().find(|(known, _)| *known == payload_type);
+            self.rate = *known.unwrap_or(&(payload_type, 0));
+        }
+        self.rate.1
     }
 
     fn source(&mut self, ssrc: u32) -> usize {

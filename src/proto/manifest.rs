@@ -145,13 +145,13 @@ pub struct File {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use serde_json::json;
 
     const START: Wall = Wall(1_795_336_245_000_000_000);
 
-    fn manifest() -> Manifest {
+    pub(crate) fn manifest() -> Manifest {
         Manifest {
             version: 1,
             recorder: "sipreel/0.1.0".into(),

@@ -5,6 +5,7 @@ use std::fs;
 use crate::media::Leg;
 use crate::peers;
 use crate::recorder::{Setup, may_mount, number};
+use crate::recording::Pcap;
 use crate::src::Call;
 
 #[test]
@@ -112,4 +113,36 @@ fn a_disk_that_fills_while_recording() {
     peers::no_complaint(&file);
     assert_eq!(number(&recorder.stats()["recordings"], "incomplete"), 1);
     recorder.stop_after_errors();
+}
+
+/// Room is gone for good: the recording stays unfinished, what is in it can be read, and the process says that it failed.
+#[test]
+fn a_disk_that_stays_full() {
+    if !may_mount() {
+        return;
+    }
+    let mut recorder = Setup::new().tmpfs(1 << 20).flag("--flush-interval", "200ms").start();
+    let mut call = Call::udp(recorder.udp);
+    let ports = call.establish();
+    let mut leg = Leg::new(recorder.udp.ip(), ports[0], 9);
+    leg.burst(100);
+    recorder.stats_when("the first packets are on disk", |stats| stats["media"]["recorded_packets"] == 100);
+    recorder.fill_disk(0);
+    leg.burst(1_000);
+    recorder.stats_when("the others are lost", |stats| {
+        stats["media"]["received_packets"] == 1_100 && stats["media"]["staged_packets"] == 0
+    });
+    call.hang_up();
+    let stats = recorder.stats_when("the commit fails", |stats| stats["recordings"]["commits_failed"] == 1);
+    let media = &stats["media"];
+    assert_eq!(number(media, "recorded_packets") + number(&media["dropped"], "write_failed"), 1_100);
+    assert_eq!(stats["recordings"]["committed"], 0);
+    let parts = recorder.parts();
+    assert_eq!((parts.len(), recorder.recordings().len()), (1, 0));
+    let written = Pcap::read(&parts[0].join("call.pcap")).payloads_to(ports[0]);
+    assert_eq!(written.len() as u64, number(media, "recorded_packets"));
+    assert!(leg.sent.starts_with(&written));
+    recorder.pool_whole();
+    recorder.signal("TERM");
+    assert_eq!(recorder.exit().code(), Some(1));
 }

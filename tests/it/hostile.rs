@@ -2,8 +2,10 @@
 
 use std::net::{TcpStream, UdpSocket};
 
+use serde_json::Value;
+
 use crate::media::Leg;
-use crate::recorder::{Recorder, Setup, number};
+use crate::recorder::{Recorder, Setup, eventually, number};
 use crate::src::{Call, MULTIPART, PCMU, Wire};
 
 /// A whole call still works, and its recording is whole.
@@ -110,7 +112,7 @@ fn streams_that_cannot_be_framed() {
 fn oversized_and_binary_datagrams() {
     let mut recorder = Recorder::start();
     let socket = UdpSocket::bind((recorder.udp.ip(), 0)).unwrap();
-    let send = |bytes: &[u8]| drop(socket.send_to(bytes, recorder.udp).unwrap());
+    let send = |bytes: &[u8]| assert_eq!(socket.send_to(bytes, recorder.udp).unwrap(), bytes.len());
     let padding = |n: usize| "x".repeat(n);
     let all = 65_507;
     send(&vec![0xff; all]);
@@ -198,6 +200,40 @@ fn a_stream_cut_anywhere() {
     assert_eq!(call.wire.final_response("OPTIONS").code(), 200);
     assert_eq!(call.wire.final_response("BYE").code(), 200);
     recorder.recording().check_whole();
+    recorder.stop();
+}
+
+/// Many times more keepalives at once than a connection may have answers waiting.
+#[test]
+fn a_flood_of_pings() {
+    let mut recorder = Recorder::start();
+    let mut flood = TcpStream::connect(recorder.tcp).unwrap();
+    flood.set_write_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    // That the recorder takes all of it is not asked for.
+    let _ = std::io::Write::write_all(&mut flood, &b"\r\n\r\n".repeat(1 << 20));
+    still_records(&recorder);
+    drop(flood);
+    recorder.stats_when("the connection is gone", |stats| stats["sip"]["wire"]["tcp_open"] == 0);
+    recorder.stop();
+}
+
+/// Without descriptors no connection is accepted, and none of the processor's time goes into trying.
+#[test]
+fn no_descriptor_for_a_connection() {
+    let mut recorder = Setup::new().flag("--cores", "0").descriptors(256).start();
+    // The client comes first: it needs a descriptor too.
+    let mut stats = recorder.asking();
+    let refused = |stats: &Value| number(&stats["sip"]["wire"], "tcp_refused");
+    let flood: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(recorder.tcp).unwrap()).collect();
+    let before = eventually("a connection is refused", || Some(stats()).filter(|stats| refused(stats) > 0));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let more = refused(&stats()) - refused(&before);
+    assert!(more < 50, "{more} attempts a second");
+    drop(flood);
+    still_records(&recorder);
+    let mut call = Call::tcp(recorder.tcp);
+    call.establish();
+    call.hang_up();
     recorder.stop();
 }
 

@@ -19,3 +19,4 @@ mod life;
 mod load;
 mod sipp;
 mod stats;
+mod vendors;

@@ -37,6 +37,11 @@ impl Leg {
         }
     }
 
+    /// Where its RTP comes from.
+    pub fn source(&self) -> SocketAddr {
+        self.rtp.local_addr().unwrap()
+    }
+
     /// The next packet with this payload, not yet sent.
     pub fn packet(&mut self, payload: &[u8]) -> Vec<u8> {
         let mut packet = vec![0x80, self.payload_type];

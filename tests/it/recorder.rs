@@ -43,11 +43,13 @@ pub struct Setup {
     flags: Vec<String>,
     /// Bytes of a file system in memory that holds the recordings.
     tmpfs: Option<usize>,
+    /// RLIMIT_NOFILE.
+    descriptors: Option<usize>,
 }
 
 impl Setup {
     pub fn new() -> Setup {
-        Setup { ip: Ipv4Addr::LOCALHOST.into(), pairs: 32, flags: Vec::new(), tmpfs: None }
+        Setup { ip: Ipv4Addr::LOCALHOST.into(), pairs: 32, flags: Vec::new(), tmpfs: None, descriptors: None }
     }
 
     pub fn ip(mut self, ip: &str) -> Setup {
@@ -71,14 +73,20 @@ impl Setup {
         self
     }
 
+    pub fn descriptors(mut self, limit: usize) -> Setup {
+        self.descriptors = Some(limit);
+        self
+    }
+
     pub fn start(self) -> Recorder {
         let home = TempDir::new().unwrap();
         let dir = home.path().join("recordings");
         fs::create_dir(&dir).unwrap();
         let stats_socket = home.path().join("stats.sock");
-        let mut command = match self.tmpfs {
-            None => Command::new(env!("CARGO_BIN_EXE_sipreel")),
-            Some(bytes) => on_tmpfs(&dir, bytes),
+        let mut command = match (self.tmpfs, self.descriptors) {
+            (Some(bytes), _) => on_tmpfs(&dir, bytes),
+            (None, Some(limit)) => limited(limit),
+            (None, None) => Command::new(env!("CARGO_BIN_EXE_sipreel")),
         };
         let ports = media_ports(self.ip, self.pairs);
         let listen = SocketAddr::new(self.ip, 0).to_string();
@@ -108,7 +116,8 @@ fn media_ports(ip: IpAddr, pairs: u16) -> String {
     // Two runs of the tests at once begin at different places.
     let begin = (std::process::id() as u16).wrapping_mul(640) % (room / 2) * 2;
     for _ in 0..200 {
-        let offset = begin.wrapping_add(NEXT.fetch_add(wanted, Ordering::Relaxed)) % room & !1;
+        let step = NEXT.fetch_add(wanted, Ordering::Relaxed);
+        let offset = (begin.wrapping_add(step) % room) & !1;
         let first = PORTS.start + offset;
         if (first..first + wanted).all(|port| UdpSocket::bind((ip, port)).is_ok()) {
             return format!("{first}-{}", first + wanted - 1);
@@ -126,6 +135,12 @@ fn on_tmpfs(dir: &Path, bytes: usize) -> Command {
         dir.to_str().unwrap()
     ));
     command.arg(env!("CARGO_BIN_EXE_sipreel"));
+    command
+}
+
+fn limited(descriptors: usize) -> Command {
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--nofile={descriptors}:{descriptors}")).arg(env!("CARGO_BIN_EXE_sipreel"));
     command
 }
 
@@ -238,6 +253,20 @@ impl Recorder {
         writeln!(socket, "{command}").unwrap();
         socket.shutdown(std::net::Shutdown::Write).unwrap();
         std::io::read_to_string(socket).unwrap()
+    }
+
+    /// Asks for the stats again and again, over one connection.
+    pub fn asking(&self) -> impl FnMut() -> Value + use<> {
+        let mut socket = BufReader::new(UnixStream::connect(&self.stats_socket).unwrap());
+        socket.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut ask = move || {
+            writeln!(socket.get_mut(), "stats").unwrap();
+            let mut reply = String::new();
+            socket.read_line(&mut reply).unwrap();
+            serde_json::from_str(&reply).unwrap()
+        };
+        ask();
+        ask
     }
 
     pub fn stats(&self) -> Value {

@@ -43,7 +43,7 @@ impl Wire {
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         match self {
-            Wire::Udp(socket) => drop(socket.send(bytes.as_ref()).unwrap()),
+            Wire::Udp(socket) => assert_eq!(socket.send(bytes.as_ref()).unwrap(), bytes.as_ref().len()),
             Wire::Tcp { stream, .. } => stream.write_all(bytes.as_ref()).unwrap(),
         }
     }

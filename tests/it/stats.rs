@@ -24,6 +24,7 @@ fn the_balance_of_a_call() {
     }
     let stats = recorder.stats_when("all is received", |stats| stats["media"]["received_packets"] == 42);
     assert_eq!((&stats["sessions"]["active"], &stats["ports"]["used"]), (&1.into(), &2.into()));
+    assert_eq!(stats["recorder"]["pid"], recorder.pid());
     let bytes: usize = legs.iter().flat_map(|leg| &leg.sent).map(Vec::len).sum::<usize>() + 2 * 28;
     assert_eq!(stats["media"]["received_bytes"], bytes);
 

@@ -133,9 +133,12 @@ impl Sockets {
     /// Registers the sockets as files `0..2·pairs` of the ring's table and arms all of them.
     pub fn arm(bound: Bound, ring: &mut Ring) -> Result<Sockets, String> {
         let descriptors: Vec<i32> = bound.sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        ring.submitter()
-            .register_files_update(0, &descriptors)
-            .map_err(|e| format!("registering {} media sockets failed: {e}", descriptors.len()))?;
+        // A reactor whose ports are all taken has none, and the kernel refuses to register nothing.
+        if !descriptors.is_empty() {
+            ring.submitter()
+                .register_files_update(0, &descriptors)
+                .map_err(|e| format!("registering {} media sockets failed: {e}", descriptors.len()))?;
+        }
         let buffers = Buffers::new(ring, GROUP, limits::MEDIA_BUFFERS, limits::MEDIA_BUFFER_SIZE)?;
         let count = descriptors.len();
         let mut sockets = Sockets {
@@ -158,16 +161,21 @@ impl Sockets {
         self.bound.rtp_ports[socket as usize / 2] + (socket % 2) as u16
     }
 
-    /// Hands the datagram of a completion to `take`, then the buffer back to the kernel.
+    /// Hands the datagram of a completion to `take`, then the buffer back to the kernel. `None`: there is one, and it cannot
+    /// be read.
     /// `Err(ENOBUFS)`: the buffers had run out, the datagrams wait in their sockets.
-    pub fn complete(&mut self, completion: Completion, take: impl FnOnce(&Datagram<'_>)) -> Result<(), i32> {
+    pub fn complete(
+        &mut self,
+        completion: Completion,
+        take: impl FnOnce(Option<&Datagram<'_>>),
+    ) -> Result<(), i32> {
         if !completion.more() {
             self.ended.push(completion.token.slot);
         }
         if let Some(id) = completion.buffer() {
             let len = usize::try_from(completion.result).unwrap_or(0);
-            if let Some(datagram) = datagram::parse(self.buffers.bytes(id, len), &self.template) {
-                take(&datagram);
+            if completion.result >= 0 {
+                take(datagram::parse(self.buffers.bytes(id, len), &self.template).as_ref());
             }
             self.buffers.give(id);
         }
@@ -211,5 +219,18 @@ impl Sockets {
         }
         let now = info[SK_MEMINFO_DROPS];
         now.wrapping_sub(std::mem::replace(&mut self.drops[socket as usize], now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reactor_without_ports_still_has_a_ring() {
+        let mut ring = Ring::new(0).unwrap();
+        let (bound, taken) = bind(None, std::iter::empty(), 5, Mono(0)).unwrap();
+        assert!(taken.is_empty());
+        assert_eq!(Sockets::arm(bound, &mut ring).unwrap().len(), 0);
     }
 }
