@@ -101,7 +101,8 @@ impl std::error::Error for SdpError {}
 /// How one m-line is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Line {
-    /// Record it at this port, with every format offered. The direction and rtcp-mux follow from the offer.
+    /// Record it at this port, with every format that the m-line has; see [`MediaLine::keep_formats`]. The
+    /// direction and rtcp-mux follow from the offer.
     Accept { port: u16 },
     /// Port 0.
     Refuse,

@@ -209,7 +209,7 @@ pub struct OpenStream {
     /// The a=label, made fit for a file name (letters, digits, `-`, `_`, at most 64 and a number) and unlike that of every
     /// other stream of the recording; `stream-<index>` when there is none.
     pub label: String,
-    /// All codecs answered, the preferred one first. Raw files are laid out for the first that is not telephone-event.
+    /// All codecs answered, the preferred one first. Raw: one, and telephone-event.
     pub codecs: Vec<Codec>,
     /// RTCP shares the RTP port (RFC 5761).
     pub rtcp_mux: bool,
