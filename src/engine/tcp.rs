@@ -148,7 +148,8 @@ impl Connections {
             closing: false,
             dead: false,
             last: now,
-            unfinished_since: None,
+            // A connection that says nothing at all is as slow as one that stops in the middle.
+            unfinished_since: Some(now),
         });
         self.receive(slot, ring)
     }
