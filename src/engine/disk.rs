@@ -18,7 +18,7 @@ use super::ring::{Completion, Kind, Ring, Token};
 use crate::clock::Mono;
 use crate::counters::{DropCause, ReactorCounters};
 use crate::limits;
-use crate::media::{Blocks, Data, Place, Write};
+use crate::media::{Blocks, Data, Place, Shares, Write};
 
 /// A media file: its place in the ring's table of registered files, counted from `Files::base`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,7 +33,7 @@ pub struct Lost {
     /// Slot of the recording in the session table.
     pub recording: u32,
     pub file: u8,
-    pub packets: u32,
+    pub packets: Shares,
     pub bytes: u64,
     pub cause: DropCause,
     /// errno of a failed write.
@@ -170,9 +170,9 @@ impl Files {
         self.latency.record(now.since(flight.since).as_nanos() as u64);
         self.counters.disk_writes.add(1);
         self.counters.disk_bytes.add(flight.done);
-        self.counters.recorded_packets.add(u64::from(flight.write.packets));
+        self.counters.recorded_packets.add(flight.write.packets.total());
         self.counters.recorded_bytes.add(flight.write.bytes);
-        self.counters.staged_packets.sub(u64::from(flight.write.packets));
+        self.counters.staged_packets.sub(flight.write.packets.total());
         if let Data::Block { block, .. } = flight.write.data {
             pool.give(block);
         }
@@ -193,8 +193,8 @@ impl Files {
 
     /// Counts what will not be on disk, and takes its block back.
     pub fn give_up(&self, pool: &mut Pool, write: Write, cause: DropCause) {
-        self.counters.staged_packets.sub(u64::from(write.packets));
-        self.counters.dropped[cause as usize].add(u64::from(write.packets));
+        self.counters.staged_packets.sub(write.packets.total());
+        self.counters.dropped[cause as usize].add(write.packets.total());
         if let Data::Block { block, .. } = write.data {
             pool.give(block);
         }

@@ -609,15 +609,15 @@ impl Recordings {
 
     fn lost(&mut self, lost: &Lost) {
         let Some(live) = self.live[lost.recording as usize].as_mut() else { return };
-        live.media.dropped(lost.file, lost.packets, lost.bytes);
-        live.lost_in_writes += u64::from(lost.packets);
+        live.media.dropped(&lost.packets, lost.bytes);
+        live.lost_in_writes += lost.packets.total();
         let why = match lost.cause {
             DropCause::QueueFull => "the disk is too slow".to_owned(),
             _ => io::Error::from_raw_os_error(lost.errno).to_string(),
         };
         let file = live.media.file_name(lost.file);
         if live.problem(&format!("{file}: a write was lost: {why}")) {
-            tracing::error!(recording = live.path, file, packets = lost.packets, "write lost: {why}");
+            tracing::error!(recording = live.path, file, packets = lost.packets.total(), "write lost: {why}");
         }
     }
 

@@ -11,6 +11,7 @@ mod timeline;
 use std::net::SocketAddr;
 
 use crate::clock::Wall;
+use crate::limits::STREAMS_PER_RECORDING_MAX;
 
 pub use crate::proto::rtp::Channel;
 pub use recording::{Recording, StreamSpec};
@@ -58,8 +59,27 @@ pub struct Write {
     pub place: Place,
     pub data: Data,
     /// What is lost if the write fails, and recorded when it completes: media datagrams and their bytes.
-    pub packets: u32,
+    pub packets: Shares,
     pub bytes: u64,
+}
+
+/// Media datagrams by stream: the streams of a pcap share its blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Shares([u32; STREAMS_PER_RECORDING_MAX]);
+
+impl Shares {
+    pub fn count(&mut self, stream: u8) {
+        self.0[usize::from(stream)] += 1;
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.iter().map(|&packets| u64::from(packets)).sum()
+    }
+
+    /// By stream index, zeroes too.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.iter().map(|&packets| u64::from(packets))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

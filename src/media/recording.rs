@@ -11,7 +11,7 @@ use crate::limits::{
 use crate::media::stage::{Exits, Load, Stage};
 use crate::media::stream::Reception;
 use crate::media::timeline::{Elapsed, Timeline};
-use crate::media::{Blocks, Channel, Packet, Place, Signal, Touched, Write};
+use crate::media::{Blocks, Channel, Packet, Place, Shares, Signal, Touched, Write};
 use crate::proto::manifest::{Format, StreamReport};
 use crate::proto::pcap::{self, Frame, Tcp};
 use crate::proto::raw;
@@ -46,7 +46,6 @@ pub struct Recording {
     packets: u64,
     bytes: u64,
     last: Option<Wall>,
-    dropped_unattributed: u64,
 }
 
 impl Recording {
@@ -59,7 +58,6 @@ impl Recording {
             packets: 0,
             bytes: 0,
             last: None,
-            dropped_unattributed: 0,
         }
     }
 
@@ -114,17 +112,18 @@ impl Recording {
         blocks: &mut impl Blocks,
         writes: &mut Vec<Write>,
     ) -> Result<(), DropCause> {
+        let load = load(stream, packet);
         let stream = self.streams.get_mut(usize::from(stream)).ok_or(DropCause::NoSession)?;
         let kind = stream.kind(packet.bytes, channel);
         let rtp = if kind == Kind::Rtp { rtp::view(packet.bytes) } else { None };
         let source = rtp.map(|rtp| stream.reception.receive(packet.at, &rtp)).unwrap_or_default();
         let exits = &mut Exits { blocks, writes };
         let outcome = match &mut stream.sink {
-            Sink::Capture(flows) => self.pcap.datagram(flows.of(channel, packet), packet, exits),
-            Sink::Dump(dump) => dump.packet(kind, packet, exits),
+            Sink::Capture(flows) => self.pcap.record(flows.of(channel, packet), packet.bytes, load, exits),
+            Sink::Dump(dump) => dump.packet(kind, packet, load, exits),
             Sink::Timeline(file) => match rtp {
                 Some(rtp) if stream.main == Some(rtp.payload_type) && !rtp.payload.is_empty() => {
-                    file.place(source, &rtp, self.elapsed.at(packet.at), load(packet), exits)
+                    file.place(source, &rtp, self.elapsed.at(packet.at), load, exits)
                 }
                 _ => Err(unplaced(kind)),
             },
@@ -179,26 +178,16 @@ impl Recording {
 
     /// Media datagrams waiting in blocks.
     pub fn staged_packets(&self) -> u64 {
-        self.stages().map(|stage| u64::from(stage.packets())).sum()
+        self.stages().map(|stage| stage.packets()).sum()
     }
 
-    /// A write of this recording failed or was not made: its `file`, `packets` and `bytes`.
-    pub fn dropped(&mut self, file: u8, packets: u32, bytes: u64) {
-        let packets = u64::from(packets);
-        self.packets = self.packets.saturating_sub(packets);
+    /// A write of this recording failed or was not made: its `packets` and `bytes`.
+    pub fn dropped(&mut self, packets: &Shares, bytes: u64) {
+        self.packets = self.packets.saturating_sub(packets.total());
         self.bytes = self.bytes.saturating_sub(bytes);
-        match (self.format, &mut self.streams[..]) {
-            (Format::Pcap, [only]) => only.dropped += packets,
-            (Format::Raw, streams) if usize::from(file) < streams.len() => {
-                streams[usize::from(file)].dropped += packets;
-            }
-            _ => self.dropped_unattributed += packets,
+        for (stream, packets) in self.streams.iter_mut().zip(packets.iter()) {
+            stream.dropped += packets;
         }
-    }
-
-    /// Datagrams lost in failed writes that cannot be charged to one stream: several share the pcap.
-    pub fn dropped_unattributed(&self) -> u64 {
-        self.dropped_unattributed
     }
 
     /// What is known of the stream; an empty report for an unknown index. `kernel_dropped` is the engine's to add.
@@ -247,8 +236,8 @@ fn unplaced(kind: Kind) -> DropCause {
     }
 }
 
-fn load(packet: &Packet<'_>) -> Load {
-    Load { at: packet.at, packets: 1, bytes: packet.bytes.len() as u64 }
+fn load(stream: u8, packet: &Packet<'_>) -> Load {
+    Load { at: packet.at, stream: Some(stream), bytes: packet.bytes.len() as u64 }
 }
 
 /// What every packet touches comes first, and `Reception` ends with the sources, so that the usual one lies in the same lines.
@@ -386,15 +375,6 @@ impl Capture {
         Capture { stage: Stage::new(0), conversations: [const { None }; TCP_CONVERSATIONS], oldest: 0 }
     }
 
-    fn datagram<B: Blocks>(
-        &mut self,
-        frame: &mut Frame,
-        packet: &Packet<'_>,
-        exits: &mut Exits<'_, B>,
-    ) -> Result<(), DropCause> {
-        self.record(frame, packet.bytes, load(packet), exits)
-    }
-
     fn udp_message<B: Blocks>(
         &mut self,
         signal: &Signal<'_>,
@@ -453,7 +433,7 @@ impl Capture {
 }
 
 fn no_media(signal: &Signal<'_>) -> Load {
-    Load { at: signal.at, packets: 0, bytes: 0 }
+    Load { at: signal.at, stream: None, bytes: 0 }
 }
 
 /// An rtpdump file: RTP and RTCP one after the other, as they came.
@@ -477,6 +457,7 @@ impl Dump {
         &mut self,
         kind: Kind,
         packet: &Packet<'_>,
+        load: Load,
         exits: &mut Exits<'_, B>,
     ) -> Result<(), DropCause> {
         if kind == Kind::Other {
@@ -490,7 +471,7 @@ impl Dump {
         let since = Duration::from_nanos(packet.at.0.saturating_sub(self.start.0));
         header.copy_from_slice(&raw::dump_packet_header(kept, length, kind == Kind::Rtcp, since));
         room[..kept].copy_from_slice(&packet.bytes[..kept]);
-        self.stage.commit(self.stage.len() + raw::DUMP_PACKET_HEADER + kept, load(packet));
+        self.stage.commit(self.stage.len() + raw::DUMP_PACKET_HEADER + kept, load);
         Ok(())
     }
 }
@@ -599,7 +580,7 @@ mod tests {
                 };
                 file.resize(file.len().max(start + data.len()), 0);
                 file[start..start + data.len()].copy_from_slice(&data);
-                self.written += u64::from(write.packets);
+                self.written += write.packets.total();
             }
         }
 
@@ -668,7 +649,11 @@ mod tests {
         assert!(bench.writes.iter().all(|write| write.place == Place::Append && write.file == 0));
         for write in &bench.writes {
             let Data::Block { block, len } = &write.data else { panic!("a pcap has no silence") };
-            assert_eq!(records(&block[..*len]).len(), write.packets as usize, "whole records in each block");
+            assert_eq!(
+                records(&block[..*len]).len(),
+                write.packets.total() as usize,
+                "whole records in each block"
+            );
         }
         bench.flush();
         let file = &bench.files[0];
@@ -966,20 +951,18 @@ mod tests {
     #[test]
     fn failed_writes_are_charged() {
         let bytes = rtp(0, 7, 1, 0, &[1; 160]);
-        for (format, streams, on_stream, unattributed) in
-            [(Format::Pcap, 1, 1, 0), (Format::Pcap, 2, 0, 1), (Format::Raw, 2, 1, 0)]
-        {
+        for (format, streams) in [(Format::Pcap, 1), (Format::Pcap, 2), (Format::Raw, 2)] {
             let codecs = pcmu();
             let mut bench = Bench::new(format, &vec![&codecs[..]; streams]);
             assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Ok(()));
             bench.recording.flush(&mut bench.writes);
             let write = bench.writes.pop().unwrap();
-            bench.recording.dropped(write.file, write.packets, write.bytes);
-            assert_eq!(bench.recording.report(0).dropped, on_stream);
-            assert_eq!(bench.recording.dropped_unattributed(), unattributed);
+            bench.recording.dropped(&write.packets, write.bytes);
+            assert_eq!((bench.recording.report(0).dropped, bench.recording.report(1).dropped), (1, 0));
             let (packets, bytes, _) = bench.recording.totals();
             assert_eq!((packets, bytes), (0, 0));
-            bench.recording.dropped(200, u32::MAX, u64::MAX);
+            bench.recording.dropped(&write.packets, u64::MAX);
+            assert_eq!(bench.recording.totals().0, 0);
         }
     }
 
@@ -1094,7 +1077,7 @@ mod tests {
                 given += 1;
                 refused += u64::from(outcome.is_err());
             }
-            let waiting: u64 = bench.writes.iter().map(|write| u64::from(write.packets)).sum();
+            let waiting: u64 = bench.writes.iter().map(|write| write.packets.total()).sum();
             let staged = bench.recording.staged_packets();
             assert_eq!(given, bench.written + waiting + staged + refused);
         }

@@ -3,7 +3,7 @@
 use crate::clock::Wall;
 use crate::counters::DropCause;
 use crate::limits::{CACHE_LINE, RECORD_USUAL};
-use crate::media::{Block, Blocks, Data, Place, Touched, Write};
+use crate::media::{Block, Blocks, Data, Place, Shares, Touched, Write};
 
 /// Where blocks come from and writes go to, for the time of one call.
 pub(super) struct Exits<'a, B> {
@@ -15,8 +15,8 @@ pub(super) struct Exits<'a, B> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Load {
     pub at: Wall,
-    /// Media datagrams (none for a SIP message), and their bytes.
-    pub packets: u32,
+    /// The stream of a media datagram (none for a SIP message), and its bytes.
+    pub stream: Option<u8>,
     pub bytes: u64,
 }
 
@@ -26,14 +26,14 @@ pub(super) struct Stage {
     file: u8,
     block: Option<Block>,
     len: usize,
-    packets: u32,
+    packets: Shares,
     bytes: u64,
     since: Option<Wall>,
 }
 
 impl Stage {
     pub fn new(file: u8) -> Stage {
-        Stage { file, block: None, len: 0, packets: 0, bytes: 0, since: None }
+        Stage { file, block: None, len: 0, packets: Shares::default(), bytes: 0, since: None }
     }
 
     pub fn file(&self) -> u8 {
@@ -44,8 +44,8 @@ impl Stage {
         self.len
     }
 
-    pub fn packets(&self) -> u32 {
-        self.packets
+    pub fn packets(&self) -> u64 {
+        self.packets.total()
     }
 
     /// When the oldest of what is staged came.
@@ -93,7 +93,9 @@ impl Stage {
     /// The block is filled up to `len`, and holds `load` besides what it held.
     pub fn commit(&mut self, len: usize, load: Load) {
         self.len = self.len.max(len);
-        self.packets += load.packets;
+        if let Some(stream) = load.stream {
+            self.packets.count(stream);
+        }
         self.bytes += load.bytes;
         self.since = Some(self.since.map_or(load.at, |since| since.min(load.at)));
     }

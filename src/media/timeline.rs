@@ -9,7 +9,7 @@ use crate::clock::Wall;
 use crate::counters::DropCause;
 use crate::limits::{CLOCK_JUMP_MAX, RAW_SILENCE_MAX, SSRCS_PER_STREAM};
 use crate::media::stage::{Exits, Load, Stage};
-use crate::media::{Blocks, Data, Place, Write};
+use crate::media::{Blocks, Data, Place, Shares, Write};
 use crate::proto::raw::Clocked;
 use crate::proto::rtp::Rtp;
 
@@ -167,7 +167,7 @@ impl Timeline {
         let (before, within) = payload.split_at(head);
         self.put_alone(start, before, load, exits)?;
         if !within.is_empty() {
-            self.copy(self.base, within, Load { packets: 0, bytes: 0, ..load });
+            self.copy(self.base, within, Load { stream: None, bytes: 0, ..load });
         }
         Ok(())
     }
@@ -181,13 +181,17 @@ impl Timeline {
         exits: &mut Exits<'_, B>,
     ) -> Result<(), DropCause> {
         let block = exits.blocks.take().ok_or(DropCause::NoBlock)?;
+        let mut packets = Shares::default();
+        if let Some(stream) = load.stream {
+            packets.count(stream);
+        }
         let len = payload.len().min(block.len());
         block[..len].copy_from_slice(&payload[..len]);
         exits.writes.push(Write {
             file: self.stage.file(),
             place: Place::At(start),
             data: Data::Block { block, len },
-            packets: load.packets,
+            packets,
             bytes: load.bytes,
         });
         Ok(())
@@ -206,7 +210,7 @@ impl Timeline {
         if gap > 0 && gap + payload as u64 > capacity {
             let data = Data::Fill { byte: self.layout.silence, len: gap };
             let (file, place) = (self.stage.file(), Place::At(self.end));
-            exits.writes.push(Write { file, place, data, packets: 0, bytes: 0 });
+            exits.writes.push(Write { file, place, data, packets: Shares::default(), bytes: 0 });
             self.base = start;
         }
         Ok(())

@@ -95,7 +95,7 @@ pub struct StreamReport {
     pub ssrcs: Vec<Ssrc>,
     pub first_packet: Option<Wall>,
     pub last_packet: Option<Wall>,
-    /// RTP packets recorded, and their payload bytes.
+    /// RTP packets taken into the recording, and their payload bytes. Of these and the RTCP, `dropped` did not reach the disk.
     pub packets: u64,
     pub bytes: u64,
     pub rtcp_packets: u64,

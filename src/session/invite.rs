@@ -452,16 +452,17 @@ fn not_acceptable(warning: u16, why: String) -> Refusal {
     Refusal::new(488, RefuseCause::NotAcceptable, why).warning(warning)
 }
 
-/// Want of space or descriptors passes; anything else does not pass by waiting.
+/// Want of space, descriptors or a place in a queue passes; anything else does not pass by waiting.
 fn refusal_of(failure: &Failure, cause: RefuseCause) -> Refusal {
+    const EAGAIN: i32 = 11;
     const ENOMEM: i32 = 12;
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
     const ENOSPC: i32 = 28;
     const EDQUOT: i32 = 122;
-    let why = format!("{} {}: error {}", failure.what, failure.path, failure.errno);
+    let why = failure.to_string();
     match failure.errno {
-        ENOMEM | ENFILE | EMFILE | ENOSPC | EDQUOT => Refusal::unavailable(cause, why),
+        EAGAIN | ENOMEM | ENFILE | EMFILE | ENOSPC | EDQUOT => Refusal::unavailable(cause, why),
         _ => Refusal::new(500, cause, why),
     }
 }
