@@ -70,8 +70,12 @@ fn call(mut sessions: Sessions) -> Sessions {
     let key = open.key;
     out.clear();
     sessions.handle(NOW, Event::Opened { key }, &mut out);
-    let Command::Send { bytes, .. } = &out[0] else { panic!("no 200") };
-    let ok = std::str::from_utf8(bytes).unwrap();
+    let sent = |command: &Command| match command {
+        Command::Send { bytes, .. } => Some(bytes.clone()),
+        _ => None,
+    };
+    let bytes = out.iter().find_map(sent).expect("a 200 is sent");
+    let ok = std::str::from_utf8(&bytes).unwrap();
     let start = ok.find("To: ").unwrap();
     let line = ok[start..].lines().next().unwrap();
     let tag = line[line.find(";tag=").unwrap()..].to_owned();
