@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use crossbeam::channel::{Receiver, Sender};
 use sha2::{Digest, Sha256};
 
-use super::directory::failure;
 use crate::limits;
 use crate::proto::manifest::{self, Manifest};
 use crate::session::{Event, Failure};
@@ -96,7 +95,7 @@ impl Commit {
         let part = self.root.join(format!("{}.part", finished.path));
         let at = |name: &str, what| {
             let path = format!("{}.part/{name}", finished.path);
-            move |e: io::Error| failure(what, path, &e)
+            move |e: io::Error| Failure::new(what, path, &e)
         };
         for (name, length) in &finished.media {
             cut(&part.join(name), *length).map_err(at(name, "cut file to what was written"))?;
@@ -140,7 +139,7 @@ impl Commit {
             }
             File::open(&part)?.sync_all()
         };
-        sync().map_err(|e| failure("sync", format!("{path}.part"), &e))
+        sync().map_err(|e| Failure::new("sync", format!("{path}.part"), &e))
     }
 
     fn rename(&self, ready: Vec<Finished>) -> Vec<Event> {
@@ -157,7 +156,7 @@ impl Commit {
                 }
                 Err(e) => Event::CommitFailed {
                     id,
-                    failure: failure("rename", format!("{}.part", finished.path), &e),
+                    failure: Failure::new("rename", format!("{}.part", finished.path), &e),
                 },
             });
         }

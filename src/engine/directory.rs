@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::commit::Finished;
-use super::mailbox::{Letter, Mailbox};
+use super::mailbox::{Letter, Mailbox, Opened};
 use crate::session::{Failure, RecordingKey, SmallFile};
 
 /// Owner and group may look into recordings; nobody else.
@@ -56,13 +56,6 @@ pub enum Job {
 pub struct NewFile {
     pub name: String,
     pub header: Vec<u8>,
-}
-
-/// The answer to `Create` and `Add`.
-#[derive(Debug)]
-pub struct Opened {
-    pub key: RecordingKey,
-    pub result: Result<Vec<OwnedFd>, Failure>,
 }
 
 pub struct Directory {
@@ -135,7 +128,7 @@ impl Directory {
 
     fn create(&self, path: &str, files: &[NewFile], small: &[SmallFile]) -> Result<Vec<OwnedFd>, Failure> {
         let part = self.part(path);
-        make_directory(&part).map_err(|e| failure("create directory", format!("{path}.part"), &e))?;
+        make_directory(&part).map_err(|e| Failure::new("create directory", format!("{path}.part"), &e))?;
         let filled = self.media_files(path, files).and_then(|opened| {
             small.iter().try_for_each(|file| self.small_file(path, file)).map(|()| opened)
         });
@@ -162,14 +155,14 @@ impl Directory {
     }
 
     fn small_file(&self, path: &str, file: &SmallFile) -> Result<(), Failure> {
-        let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
+        let at = |what| move |e: io::Error| Failure::new(what, format!("{path}.part/{}", file.name), &e);
         let mut opened = create_file(&self.part(path).join(&file.name)).map_err(at("create file"))?;
         opened.write_all(&file.bytes).map_err(at("write file"))
     }
 }
 
 fn media_file(part: &Path, path: &str, file: &NewFile) -> Result<File, Failure> {
-    let at = |what| move |e: io::Error| failure(what, format!("{path}.part/{}", file.name), &e);
+    let at = |what| move |e: io::Error| Failure::new(what, format!("{path}.part/{}", file.name), &e);
     let full = part.join(&file.name);
     let mut opened = create_file(&full).map_err(at("create file"))?;
     opened.write_all(&file.header).map_err(|e| {
@@ -194,10 +187,6 @@ fn make_directory(path: &Path) -> io::Result<()> {
 
 fn create_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)
-}
-
-pub fn failure(what: &'static str, path: String, e: &io::Error) -> Failure {
-    Failure { what, path, errno: e.raw_os_error().unwrap_or(0) }
 }
 
 #[cfg(test)]

@@ -6,9 +6,15 @@ use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::directory::Opened;
 use crate::limits;
-use crate::session::Command;
+use crate::session::{Command, Failure, RecordingKey};
+
+/// The answer to `directory::Job::Create` and `Add`.
+#[derive(Debug)]
+pub struct Opened {
+    pub key: RecordingKey,
+    pub result: Result<Vec<OwnedFd>, Failure>,
+}
 
 #[derive(Debug)]
 pub enum Letter {

@@ -15,8 +15,9 @@ use crossbeam::channel::Sender;
 use super::blocks::Pool;
 use super::commit::Finished;
 use super::datagram::Datagram;
-use super::directory::{Job, NewFile, Opened, failure};
+use super::directory::{Job, NewFile};
 use super::disk::{FileKey, Files, Lost};
+use super::mailbox::Opened;
 use super::media_source::sockets::Sockets;
 use super::ring::{Completion, Ring};
 use crate::clock::{Mono, Now, Wall};
@@ -300,7 +301,7 @@ impl Recordings {
                 let file = live.files.len() as u8;
                 match self.files.open(ring, fd, key.slot, file, header) {
                     Ok(file) => live.files.push(file),
-                    Err(e) => return Err(failure("register file", live.path.clone(), &e)),
+                    Err(e) => return Err(Failure::new("register file", live.path.clone(), &e)),
                 }
             }
             Ok(())

@@ -103,6 +103,12 @@ pub struct Failure {
     pub errno: i32,
 }
 
+impl Failure {
+    pub fn new(what: &'static str, path: String, e: &io::Error) -> Failure {
+        Failure { what, path, errno: e.raw_os_error().unwrap_or(0) }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Failure { what, path, errno } = self;
