@@ -427,6 +427,10 @@ impl Connection {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -447,5 +451,81 @@ mod tests {
         queue.clear();
         gather(&mut queue);
         assert!(queue.is_empty());
+    }
+
+    /// A listener and the connections of one reactor, on a ring of this thread.
+    struct Bench {
+        ring: Ring,
+        connections: Connections,
+        counters: Arc<ReactorCounters>,
+        address: SocketAddr,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let (address, listeners) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+            let counters = Arc::new(ReactorCounters::default());
+            let mut ring = Ring::new(1).unwrap();
+            let connections = Connections::arm(0, listeners, &mut ring, counters.clone()).unwrap();
+            Bench { ring, connections, counters, address }
+        }
+
+        /// Turns at the time `now` until `done`, and what arrived.
+        fn turns(&mut self, now: Mono, done: impl Fn(&ReactorCounters, &[Arrival]) -> bool) -> Vec<Arrival> {
+            let mut arrivals = Vec::new();
+            for _ in 0..1_000 {
+                if done(&self.counters, &arrivals) {
+                    return arrivals;
+                }
+                self.ring.wait(Duration::ZERO, Duration::from_millis(10)).unwrap();
+                let batch = self.ring.reap();
+                for &completion in &batch {
+                    let Bench { ring, connections, .. } = self;
+                    match completion.token.kind {
+                        Kind::Accept => connections.accepted(completion, now, ring),
+                        Kind::TcpReceive => connections.received(completion, now, ring, &mut arrivals),
+                        _ => connections.sent(completion, ring, &mut arrivals),
+                    }
+                    .unwrap();
+                }
+                self.ring.reaped(batch);
+                self.connections.publish(&mut self.ring).unwrap();
+            }
+            panic!("it did not come to that in 1,000 turns");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_dawdles_is_closed_and_one_that_keeps_alive_is_not() {
+        let mut bench = Bench::new();
+        let begun = Mono(1);
+        let silent = TcpStream::connect(bench.address).unwrap();
+        let mut drip = TcpStream::connect(bench.address).unwrap();
+        let mut alive = TcpStream::connect(bench.address).unwrap();
+        drip.write_all(b"OPTIONS sip:srs@127.0.0.1 SIP/2.0\r\nVia: ").unwrap();
+        alive.write_all(b"\r\n\r\n").unwrap();
+        bench.turns(begun, |counters, _| counters.tcp_open.get() == 3);
+        let mut pong = [0; 2];
+        // The answer to the keepalive leaves in some turn after its question came.
+        alive.set_nonblocking(true).unwrap();
+        let answered = std::cell::RefCell::new((&alive, &mut pong));
+        bench.turns(begun, |_, _| {
+            let (peer, pong) = &mut *answered.borrow_mut();
+            peer.read_exact(*pong).is_ok()
+        });
+        assert_eq!(&pong, b"\r\n");
+
+        let Bench { ring, connections, counters, .. } = &mut bench;
+        let mut arrivals = Vec::new();
+        connections.sweep(begun + limits::TCP_MESSAGE_TIMEOUT, ring, &mut arrivals).unwrap();
+        assert_eq!(counters.tcp_timeout.get(), 0, "in time still");
+        let late = begun + limits::TCP_MESSAGE_TIMEOUT + Duration::from_secs(1);
+        connections.sweep(late, ring, &mut arrivals).unwrap();
+        assert_eq!(counters.tcp_timeout.get(), 2);
+        let closed = bench.turns(late, |counters, _| counters.tcp_open.get() == 1);
+        assert_eq!(closed.iter().filter(|arrival| matches!(arrival, Arrival::Disconnected(_))).count(), 2);
+        for mut peer in [silent, drip] {
+            assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0, "the end of the stream");
+        }
     }
 }
