@@ -101,7 +101,13 @@ impl Sessions {
         let Admitted { offer, plans, metadata, key, pairs } = admitted;
         let address = self.media_address(request.flow);
         let origin = AnswerOrigin { session_id: self.rng.random::<u64>() >> 2, version: 1 };
-        let empty = MediaSession { streams: Vec::new(), lines: Vec::new(), origin, answer: Bytes::new() };
+        let empty = MediaSession {
+            streams: Vec::new(),
+            lines: Vec::new(),
+            refused: Vec::new(),
+            origin,
+            answer: Bytes::new(),
+        };
         let session = empty.renegotiated(&offer, &plans, pairs, address);
         let (tag, local_tag) = self.new_tag();
         let ok = self.ok(request, &local_tag, &session.answer);

@@ -12,7 +12,7 @@ use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
 use crate::clock::{Mono, Wall};
-use crate::limits::SENDERS_PER_STREAM_MAX;
+use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
 use crate::proto::manifest::{self, Manifest};
 use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
@@ -101,6 +101,8 @@ pub struct MediaSession {
     pub streams: Vec<Stream>,
     /// The live stream of each m-line.
     pub lines: Vec<Option<u8>>,
+    /// What was offered and is not recorded, in words for the manifest.
+    pub refused: Vec<String>,
     pub origin: AnswerOrigin,
     pub answer: Bytes,
 }
@@ -173,7 +175,10 @@ impl MediaSession {
         new.lines.clear();
         for (m_line, (media, plan)) in offer.media.iter().zip(plans).enumerate() {
             let stream = match plan {
-                Plan::Refuse => None,
+                Plan::Refuse => {
+                    new.refuse(m_line, media);
+                    None
+                }
                 Plan::Keep(index) => {
                     new.streams[usize::from(*index)].offered_label.clone_from(&media.label);
                     Some(*index)
@@ -194,6 +199,19 @@ impl MediaSession {
             new.answer = sdp::answer(offer, &lines, new.origin, address).into();
         }
         new
+    }
+
+    /// An m-line with port 0 is one that the SRC itself has taken away (RFC 3264 §8.2).
+    fn refuse(&mut self, m_line: usize, media: &MediaLine) {
+        let short = |text: &str| text.chars().take(TABLE_TEXT).collect::<String>();
+        let sentence = format!(
+            "m-line {m_line} ({} over {}) was not recorded",
+            short(&media.kind),
+            short(&media.protocol)
+        );
+        if media.port != 0 && self.refused.len() < M_LINES_MAX && !self.refused.contains(&sentence) {
+            self.refused.push(sentence);
+        }
     }
 
     fn add(&mut self, m_line: usize, media: &MediaLine, ports: PortPair) -> u8 {
@@ -320,7 +338,7 @@ impl Recording {
             participants: self.history.participants(),
             streams: self.session.streams.iter().map(Stream::manifest).collect(),
             metadata: self.history.bodies(),
-            problems: self.history.problems(),
+            problems: [self.session.refused.clone(), self.history.problems()].concat(),
             files: Vec::new(),
         }
     }

@@ -132,6 +132,11 @@ fn one_m_line_of_two_is_recorded() {
     let key = opened(&r.udp(invite_with("a", &lines, &crlf(&offer)))).key;
     let ok = only(&r.event(Event::Opened { key }));
     assert_eq!(m_ports(body(&ok)), [0, 20_000]);
+    // Nobody who reads the recording later may take it for the whole call.
+    let tag = to_tag(&ok.into());
+    r.udp(ack("a", &tag, 1));
+    let out = r.udp(bye("a", &tag, 2));
+    assert_eq!(manifest(&out).problems, ["m-line 0 (audio over RTP/SAVP) was not recorded"]);
 }
 
 #[test]
