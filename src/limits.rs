@@ -133,6 +133,8 @@ pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
 pub const BATCH_WAIT: Duration = Duration::from_millis(2);
 /// The same while an INVITE waits for its files or a peer for its answer.
 pub const BATCH_WAIT_BUSY: Duration = Duration::from_micros(200);
+/// Most time the reactor sleeps while a recording is ending, when nothing comes.
+pub const ENDING_WAIT: Duration = Duration::from_millis(10);
 /// Completions that end the sleep early.
 pub const BATCH_COMPLETIONS: usize = 512;
 /// How long a start waits in all for media ports that are taken, and how often it looks.

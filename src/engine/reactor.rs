@@ -131,10 +131,11 @@ impl Reactor {
         if !self.inbox.letters.is_empty() {
             return self.ring.wait(Duration::ZERO, Duration::ZERO);
         }
-        let busy = self.recordings.busy() || now < self.clock.busy_until || !self.outbox.kept.is_empty();
+        let busy = self.recordings.opening() || now < self.clock.busy_until || !self.outbox.kept.is_empty();
+        let idle = if self.recordings.ending() { limits::ENDING_WAIT } else { IDLE };
         let (least, most) = match (busy, self.recordings.is_empty()) {
             (true, _) => (limits::BATCH_WAIT_BUSY, limits::BATCH_WAIT),
-            (false, false) => (limits::BATCH_WAIT, IDLE),
+            (false, false) => (limits::BATCH_WAIT, idle),
             (false, true) => (Duration::ZERO, IDLE),
         };
         self.ring.wait(least, most)

@@ -172,9 +172,14 @@ impl Recordings {
         }
     }
 
-    /// Whether an INVITE waits for its files, or a recording for its end.
-    pub fn busy(&self) -> bool {
-        self.opening > 0 || !self.ending.is_empty()
+    /// Whether an INVITE waits for its files.
+    pub fn opening(&self) -> bool {
+        self.opening > 0
+    }
+
+    /// Whether a recording waits for its end. On a busy box one always does, so packets are batched all the same.
+    pub fn ending(&self) -> bool {
+        !self.ending.is_empty()
     }
 
     pub fn is_empty(&self) -> bool {
