@@ -121,6 +121,8 @@ pub struct ReactorCounters {
     pub disk_bytes: Counter,
     pub disk_errors: Counter,
     pub sip_datagrams: Counter,
+    /// SIP datagrams that the kernel dropped for want of room in the socket (SO_MEMINFO).
+    pub sip_kernel_dropped: Counter,
     /// SIP messages that control had no room for: the peer of a datagram sends it again, that of a stream is disconnected.
     pub sip_overload: Counter,
     pub sip_sent: Counter,
@@ -156,6 +158,7 @@ impl Default for ReactorCounters {
             disk_bytes: Counter::new(),
             disk_errors: Counter::new(),
             sip_datagrams: Counter::new(),
+            sip_kernel_dropped: Counter::new(),
             sip_overload: Counter::new(),
             sip_sent: Counter::new(),
             sip_send_errors: Counter::new(),

@@ -290,7 +290,7 @@ impl Reactor {
     }
 
     fn due(&mut self) -> io::Result<()> {
-        let Reactor { ring, sockets, tcp, recordings, outbox, clock, batch, .. } = self;
+        let Reactor { ring, sockets, udp, tcp, recordings, outbox, clock, batch, counters, .. } = self;
         recordings.finish(ring, sockets, clock.now, &mut outbox.fresh)?;
         if clock.now.mono < clock.tick_due {
             return Ok(());
@@ -298,6 +298,7 @@ impl Reactor {
         clock.tick_due = clock.now.mono + limits::TICK;
         recordings.sweep(ring, sockets, clock.now)?;
         tcp.sweep(clock.now.mono, ring, &mut outbox.arrivals)?;
+        counters.sip_kernel_dropped.add(udp.new_drops());
         batch.publish();
         self.arrivals()
     }

@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::buffers::Buffers;
 use super::datagram::{self, SourceControl};
-use super::media_source::sockets::enable;
+use super::media_source::sockets::{enable, new_drops};
 use super::ring::{Completion, Kind, Ring, Token};
 use crate::clock::Wall;
 use crate::limits;
@@ -68,6 +68,8 @@ pub struct Listeners {
     buffers: Buffers,
     template: Box<libc::msghdr>,
     ended: Vec<u32>,
+    /// Drops of each socket as last read.
+    drops: Vec<u32>,
 }
 
 impl Listeners {
@@ -78,8 +80,9 @@ impl Listeners {
     ) -> Result<Listeners, String> {
         let buffers = Buffers::new(ring, GROUP, limits::SIP_BUFFERS, limits::SIP_BUFFER_SIZE)?;
         let ended = (0..sockets.len() as u32).collect();
+        let drops = vec![0; sockets.len()];
         let mut listeners =
-            Listeners { reactor, sockets, buffers, template: Box::new(datagram::template()), ended };
+            Listeners { reactor, sockets, buffers, template: Box::new(datagram::template()), ended, drops };
         listeners.publish(ring).map_err(|e| format!("arming SIP sockets failed: {e}"))?;
         Ok(listeners)
     }
@@ -129,6 +132,12 @@ impl Listeners {
         Ok(())
     }
 
+    /// Datagrams that the kernel has dropped on these sockets since this was last asked: messages that nobody has seen.
+    pub fn new_drops(&mut self) -> u64 {
+        let sockets = self.sockets.iter().zip(&mut self.drops);
+        sockets.map(|((socket, _), known)| u64::from(new_drops(socket, known))).sum()
+    }
+
     /// Sends one datagram from the address that the flow's request came to. It leaves at once or not at all: what does
     /// not leave is retransmitted by SIP.
     pub fn send(&self, flow: &Flow, bytes: &[u8]) -> io::Result<()> {
@@ -151,5 +160,42 @@ impl Listeners {
             libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
         };
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Nobody reads while they come: what finds no room in the socket is counted, what found it is received.
+    #[test]
+    fn messages_that_the_kernel_drops_are_counted() {
+        const SENT: u64 = 4_000;
+        let (address, sockets) = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let mut ring = Ring::new(1).unwrap();
+        let sockets = sockets.into_iter().map(|socket| (socket, address)).collect();
+        let mut listeners = Listeners::arm(0, sockets, &mut ring).unwrap();
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..SENT {
+            peer.send_to(&[b'x'; 8_000], address).unwrap();
+        }
+        let dropped = listeners.new_drops();
+        assert!(dropped > 0, "{SENT} datagrams of 8,000 bytes fit into the socket");
+        let mut received = 0;
+        for _ in 0..1_000 {
+            if received + dropped == SENT {
+                break;
+            }
+            ring.wait(Duration::ZERO, Duration::from_millis(10)).unwrap();
+            let batch = ring.reap();
+            received += batch.iter().filter_map(|&completion| listeners.complete(completion)).count() as u64;
+            ring.reaped(batch);
+            listeners.publish(&mut ring).unwrap();
+        }
+        assert_eq!(received + dropped, SENT);
+        assert_eq!(listeners.new_drops(), 0, "counted once");
     }
 }

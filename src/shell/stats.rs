@@ -87,6 +87,8 @@ pub struct Sip {
 #[serde(default)]
 pub struct SipWire {
     pub datagrams: u64,
+    /// Datagrams that found no room in the socket.
+    pub kernel_dropped: u64,
     pub sent: u64,
     pub send_errors: u64,
     /// Messages dropped because control was behind; the peer retransmits.
@@ -385,6 +387,7 @@ impl SipWire {
     fn new(counters: &ReactorCounters) -> SipWire {
         SipWire {
             datagrams: counters.sip_datagrams.get(),
+            kernel_dropped: counters.sip_kernel_dropped.get(),
             sent: counters.sip_sent.get(),
             send_errors: counters.sip_send_errors.get(),
             overload: counters.sip_overload.get(),
@@ -398,6 +401,7 @@ impl SipWire {
 
     fn add(&mut self, other: &SipWire) {
         self.datagrams += other.datagrams;
+        self.kernel_dropped += other.kernel_dropped;
         self.sent += other.sent;
         self.send_errors += other.send_errors;
         self.overload += other.overload;

@@ -122,14 +122,16 @@ fn write_control(page: &mut String, stats: &Stats) -> fmt::Result {
         page,
         "SIP trouble",
         &format!(
-            "{} malformed, {} bad requests, {} stray, {} retransmitted to us, {} by us, {} without ACK, {} in overload",
+            "{} malformed, {} bad requests, {} stray, {} retransmitted to us, {} by us, {} without ACK, {} in overload, \
+             {} dropped by the kernel",
             sip.malformed,
             sip.bad_requests,
             sip.stray,
             sip.retransmissions_received,
             sip.retransmissions_sent,
             sip.ack_timeouts,
-            sip.wire.overload
+            sip.wire.overload,
+            sip.wire.kernel_dropped
         ),
     )?;
     row(
@@ -370,7 +372,7 @@ set-up        half within 1.2 ms, 99% within 3.0 ms, longest 4.0 s (of 10)
 port pairs    7 free, 4 in use, 1 cooling
 requests      22 (BYE 8, INVITE 14)
 responses     20 (200 20)
-SIP trouble   0 malformed, 0 bad requests, 0 stray, 0 retransmitted to us, 0 by us, 0 without ACK, 0 in overload
+SIP trouble   0 malformed, 0 bad requests, 0 stray, 0 retransmitted to us, 0 by us, 0 without ACK, 0 in overload, 0 dropped by the kernel
 TCP           0 open, 0 accepted, 0 refused, 0 unframeable, 0 timed out
 received      201 packets, 33.8 KiB
 recorded      180 packets, 30.2 KiB

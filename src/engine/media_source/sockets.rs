@@ -118,6 +118,23 @@ pub fn enable(socket: &Socket, level: i32, option: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Datagrams that the kernel has dropped on a socket for want of room (SO_MEMINFO), less those that were `known`.
+pub fn new_drops(socket: &Socket, known: &mut u32) -> u32 {
+    const SK_MEMINFO_DROPS: usize = 8;
+    let mut info = [0u32; SK_MEMINFO_DROPS + 1];
+    let mut len = size_of_val(&info) as u32;
+    // SAFETY: the kernel writes at most `len` bytes into the local array.
+    let result = unsafe {
+        let info = info.as_mut_ptr().cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_MEMINFO, info, &mut len)
+    };
+    if result < 0 {
+        return 0;
+    }
+    let now = info[SK_MEMINFO_DROPS];
+    now.wrapping_sub(std::mem::replace(known, now))
+}
+
 /// The armed sockets of one reactor.
 pub struct Sockets {
     bound: Bound,
@@ -204,21 +221,9 @@ impl Sockets {
         result == 0 && bytes > 0
     }
 
-    /// Datagrams that the kernel has dropped on this socket since this was last asked (SO_MEMINFO).
+    /// Datagrams that the kernel has dropped on this socket since this was last asked.
     pub fn new_drops(&mut self, socket: u32) -> u32 {
-        const SK_MEMINFO_DROPS: usize = 8;
-        let mut info = [0u32; SK_MEMINFO_DROPS + 1];
-        let mut len = size_of_val(&info) as u32;
-        let fd = self.bound.sockets[socket as usize].as_raw_fd();
-        // SAFETY: the kernel writes at most `len` bytes into the local array.
-        let result = unsafe {
-            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, info.as_mut_ptr().cast(), &mut len)
-        };
-        if result < 0 {
-            return 0;
-        }
-        let now = info[SK_MEMINFO_DROPS];
-        now.wrapping_sub(std::mem::replace(&mut self.drops[socket as usize], now))
+        new_drops(&self.bound.sockets[socket as usize], &mut self.drops[socket as usize])
     }
 }
 
