@@ -70,7 +70,8 @@ fn end_to_end(criterion: &mut Criterion) {
                 n = n.wrapping_add(1);
                 bytes[2..4].copy_from_slice(&(n as u16).to_be_bytes());
                 bytes[4..8].copy_from_slice(&n.wrapping_mul(160).to_be_bytes());
-                let packet = Packet { at: Wall(u64::from(n) * 20_000_000), from, to, bytes: &bytes };
+                let packet =
+                    Packet { at: Wall(u64::from(n) * 20_000_000), from, to, bytes: &bytes, frame: None };
                 recording.packet(0, Channel::Rtp, &packet, &mut pool, &mut writes).unwrap();
                 for write in writes.drain(..) {
                     if let Data::Block { block, .. } = write.data {

@@ -67,7 +67,7 @@ impl Call {
 
     fn packet(&mut self, stream: u8, channel: Channel, at: u64, bytes: &[u8]) {
         let from = theirs(40_000 + u16::from(stream) * 2);
-        let packet = Packet { at: Wall(at), from, to: ours(stream, channel), bytes };
+        let packet = Packet { at: Wall(at), from, to: ours(stream, channel), bytes, frame: None };
         self.recording.packet(stream, channel, &packet, &mut Leaking, &mut self.writes).unwrap();
     }
 

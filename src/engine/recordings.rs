@@ -225,6 +225,7 @@ impl Recordings {
             from: datagram.from,
             to: SocketAddr::new(address, port),
             bytes: datagram.bytes,
+            frame: None,
         };
         if datagram.truncated {
             self.counters.truncated.add(1);

@@ -33,6 +33,8 @@ pub struct Packet<'a> {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub bytes: &'a [u8],
+    /// The Ethernet frame that brought it, from the destination address to the end of the payload, where the source has seen it.
+    pub frame: Option<&'a [u8]>,
 }
 
 /// One SIP message of the dialog, as it was on the wire.

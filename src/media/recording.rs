@@ -538,7 +538,8 @@ mod tests {
 
         fn send(&mut self, stream: u8, channel: Channel, at: u64, bytes: &[u8]) -> Result<(), DropCause> {
             let port = 20_000 + u16::from(stream) * 2 + u16::from(channel == Channel::Rtcp);
-            let packet = Packet { at: Wall(at), from: address(1, 40_000), to: address(2, port), bytes };
+            let packet =
+                Packet { at: Wall(at), from: address(1, 40_000), to: address(2, port), bytes, frame: None };
             let before = self.writes.len();
             let outcome = self.recording.packet(stream, channel, &packet, &mut self.pool, &mut self.writes);
             assert!(self.writes.len() - before <= crate::limits::WRITES_PER_PACKET);
@@ -680,7 +681,13 @@ mod tests {
         let mut bench = Bench::new(Format::Pcap, &[&pcmu()]);
         for port in [40_000, 40_002, 40_000] {
             let bytes = &rtp(0, 7, 1, 0, b"x");
-            let packet = Packet { at: Wall(START), from: address(9, port), to: address(2, 20_000), bytes };
+            let packet = Packet {
+                at: Wall(START),
+                from: address(9, port),
+                to: address(2, 20_000),
+                bytes,
+                frame: None,
+            };
             let Bench { recording, pool, writes, .. } = &mut bench;
             assert_eq!(recording.packet(0, Channel::Rtp, &packet, pool, writes), Ok(()));
         }
