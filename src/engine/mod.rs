@@ -15,8 +15,11 @@ pub mod cpu;
 mod datagram;
 mod directory;
 mod disk;
+#[expect(dead_code)]
+mod interface;
 mod mailbox;
 mod media_source;
+mod prefetch;
 mod published;
 mod reactor;
 mod recordings;
