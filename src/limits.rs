@@ -178,6 +178,19 @@ const _: () =
     assert!(XDP_RING.is_power_of_two() && XDP_FRAMES.is_power_of_two() && XDP_FRAME_SIZE.is_power_of_two());
 const _: () = assert!(XDP_BATCH <= XDP_RING as usize);
 
+// ---- BPF --------------------------------------------------------------------------------------------------------
+
+/// What the verifier may write about a program that it refuses: it keeps the end, and ours of 80 instructions need 20 KiB.
+pub const BPF_LOG_SIZE: usize = 64 * 1024;
+/// Bytes of it in an error: the last lines say why.
+pub const BPF_LOG_TAIL: usize = 512;
+/// Addresses at which media is taken from an interface. A host has a few; one that announces anycast has hundreds.
+pub const MEDIA_ADDRESSES_MAX: u32 = 4_096;
+/// Receive queues of an interface: the widest NICs have fewer.
+pub const XDP_QUEUES_MAX: u32 = 1_024;
+/// sk_lookup programs of one network namespace: the kernel takes no more.
+pub const SK_LOOKUP_PROGRAMS_MAX: usize = 64;
+
 // ---- disk -------------------------------------------------------------------------------------------------------
 
 /// Different problems listed in one manifest.

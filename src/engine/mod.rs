@@ -8,7 +8,11 @@
 //! | `commit` | hashes, manifests, sync, rename |
 
 mod blocks;
+#[cfg_attr(not(test), expect(dead_code))]
+mod bpf;
 mod buffers;
+#[cfg_attr(not(test), expect(dead_code))]
+mod capability;
 mod commit;
 mod control;
 pub mod cpu;
