@@ -110,3 +110,236 @@ fn datagram<Ip: Into<std::net::IpAddr>>(
 fn word(frame: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::{IpHeaders, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, PacketBuilder, VlanId};
+    use etherparse::{Ipv4Extensions, Ipv6Extensions, LinkExtSlice, NetSlice, SlicedPacket, TransportSlice};
+    use proptest::prelude::*;
+
+    const PAYLOAD: &[u8] = b"\x80\x00 twelve or more bytes";
+
+    /// Untagged IPv4 without options: payload at 42.
+    fn plain() -> Vec<u8> {
+        built(&[], v4(0), 4000, 20_002, PAYLOAD)
+    }
+
+    fn v4(options: usize) -> IpHeaders {
+        let mut header = Ipv4Header::new(0, 64, IpNumber::UDP, [10, 0, 0, 1], [192, 168, 1, 2]).unwrap();
+        header.options = Ipv4Options::try_from(&[1_u8; 40][..options * 4]).unwrap();
+        IpHeaders::Ipv4(header, Ipv4Extensions::default())
+    }
+
+    fn v6() -> IpHeaders {
+        let header = Ipv6Header {
+            next_header: IpNumber::UDP,
+            source: Ipv6Addr::LOCALHOST.octets(),
+            destination: "2001:db8::7".parse::<Ipv6Addr>().unwrap().octets(),
+            ..Ipv6Header::default()
+        };
+        IpHeaders::Ipv6(header, Ipv6Extensions::default())
+    }
+
+    fn built(tags: &[u16], ip: IpHeaders, from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let udp = match *tags {
+            [] => ethernet.ip(ip).udp(from, to),
+            [one] => ethernet.single_vlan(VlanId::try_new(one).unwrap()).ip(ip).udp(from, to),
+            [outer, inner, ..] => {
+                let (outer, inner) = (VlanId::try_new(outer).unwrap(), VlanId::try_new(inner).unwrap());
+                ethernet.double_vlan(outer, inner).ip(ip).udp(from, to)
+            }
+        };
+        udp.write(&mut frame, payload).unwrap();
+        frame
+    }
+
+    fn changed(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut frame = plain();
+        frame[at..at + bytes.len()].copy_from_slice(bytes);
+        frame
+    }
+
+    #[test]
+    fn the_usual_frame_is_read() {
+        let frame = plain();
+        let read = udp(&frame).unwrap();
+        assert_eq!(read.from, "10.0.0.1:4000".parse().unwrap());
+        assert_eq!(read.to, "192.168.1.2:20002".parse().unwrap());
+        assert_eq!((read.payload, read.len), (PAYLOAD, frame.len()));
+        assert_eq!(destination_port(&frame), Some(20_002));
+    }
+
+    #[test]
+    fn tags_options_and_ipv6_are_read() {
+        for (tags, ip, headers) in [
+            (&[7][..], v4(0), 46),
+            (&[7, 4094], v4(0), 50),
+            (&[], v4(10), 82),
+            (&[1, 2], v4(1), 54),
+            (&[], v6(), 62),
+            (&[5, 6], v6(), 70),
+        ] {
+            let frame = built(tags, ip, 1, 65_535, PAYLOAD);
+            let read = udp(&frame).unwrap();
+            assert_eq!((read.payload, read.len), (PAYLOAD, headers + PAYLOAD.len()));
+            assert_eq!((read.from.port(), read.to.port()), (1, 65_535));
+            assert_eq!(destination_port(&frame), Some(65_535));
+        }
+        let frame = built(&[], v6(), 1, 2, b"");
+        assert_eq!(udp(&frame).unwrap().to, "[2001:db8::7]:2".parse().unwrap());
+    }
+
+    #[test]
+    fn what_lies_behind_the_payload_is_cut_off() {
+        let mut padded = built(&[], v4(0), 1, 2, b"ab");
+        padded.resize(60, 0xee);
+        let read = udp(&padded).unwrap();
+        assert_eq!((read.payload, read.len), (&b"ab"[..], 44));
+        // IP may carry more than UDP does.
+        let longer = changed(38, &[0, 8 + 3]);
+        let read = udp(&longer).unwrap();
+        assert_eq!((read.payload, read.len), (&PAYLOAD[..3], 45));
+        // Eight bytes of UDP are an empty datagram.
+        let empty = changed(38, &[0, 8]);
+        let read = udp(&empty).unwrap();
+        assert_eq!((read.payload, read.len), (&b""[..], 42));
+    }
+
+    #[test]
+    fn refusals() {
+        let ip = (20 + 8 + PAYLOAD.len()) as u8;
+        for (frame, why) in [
+            (Vec::new(), "nothing"),
+            (plain()[..13].to_vec(), "no whole Ethernet header"),
+            (changed(12, &[0x08, 0x06]), "ARP"),
+            (changed(12, &[0x00, 0x40]), "a length instead of an EtherType"),
+            (changed(12, &[0x91, 0x00]), "a tag of another kind"),
+            (changed(14, &[0x65]), "IPv6 in a frame of IPv4"),
+            (changed(14, &[0x44]), "an IPv4 header of 16 bytes"),
+            (changed(14, &[0x4f]), "options that reach behind the packet's end"),
+            (changed(16, &[0, ip + 1]), "more IP than frame"),
+            (changed(16, &[0, ip - 1]), "more UDP than IP"),
+            (changed(16, &[0, 19]), "less IP than its header"),
+            (changed(16, &[0, 27]), "no whole UDP header"),
+            (changed(20, &[0x20]), "the first fragment"),
+            (changed(20, &[0, 1]), "a later fragment"),
+            (changed(20, &[0x1f, 0]), "a later fragment"),
+            (changed(23, &[6]), "TCP"),
+            (changed(38, &[0, 0]), "a UDP length of 0"),
+            (changed(38, &[0, 7]), "less UDP than its header"),
+            (changed(38, &[0, ip - 20 + 1]), "more UDP than IP"),
+        ] {
+            assert_eq!(udp(&frame), None, "{why}");
+        }
+        // Not to be fragmented, and the bit that is reserved, are no fragments.
+        assert!(udp(&changed(20, &[0x40])).is_some() && udp(&changed(20, &[0x80])).is_some());
+    }
+
+    #[test]
+    fn refusals_of_tags_and_ipv6() {
+        let mut three = built(&[1, 2], v4(0), 1, 2, PAYLOAD);
+        three.splice(12..12, [0x81, 0, 0, 9]);
+        assert_eq!((udp(&three), destination_port(&three)), (None, None));
+        let cut = &built(&[1], v4(0), 1, 2, PAYLOAD)[..17];
+        assert_eq!((udp(cut), destination_port(cut)), (None, None));
+        let frame = built(&[], v6(), 1, 2, PAYLOAD);
+        let length = (8 + PAYLOAD.len()) as u8;
+        for (at, byte, why) in [
+            (14, 0x45, "IPv4 in a frame of IPv6"),
+            (19, 0, "a jumbogram"),
+            (19, length + 1, "more IP than frame"),
+            (19, length - 1, "more UDP than IP"),
+            (20, 0, "hop-by-hop options"),
+            (20, 44, "a fragment"),
+            (20, 6, "TCP"),
+        ] {
+            let mut frame = frame.clone();
+            frame[at] = byte;
+            assert_eq!(udp(&frame), None, "{why}");
+        }
+        for end in 0..frame.len() {
+            assert_eq!(udp(&frame[..end]), None, "cut off after {end} bytes");
+        }
+    }
+
+    /// What the reader of another author finds, with the few things added that it lets pass.
+    fn oracle(frame: &[u8]) -> Option<UdpFrame<'_>> {
+        let packet = SlicedPacket::from_ethernet(frame).ok()?;
+        let tagged = packet.link_exts.iter().all(|tag| match tag {
+            LinkExtSlice::Vlan(_) => true,
+            LinkExtSlice::Macsec(_) => false,
+        });
+        let start = ETHERNET + packet.link_exts.len() * VLAN_TAG;
+        let (from, to, headers, room): (std::net::IpAddr, std::net::IpAddr, _, _) = match &packet.net? {
+            NetSlice::Ipv4(ip) if ip.extensions().is_empty() && !ip.header().is_fragmenting_payload() => {
+                let header = ip.header();
+                let addresses = (header.source_addr().into(), header.destination_addr().into());
+                (addresses.0, addresses.1, header.slice().len(), ip.payload().payload.len())
+            }
+            NetSlice::Ipv6(ip) if ip.extensions().is_empty() => {
+                let header = ip.header();
+                // To etherparse a length of 0 means all that there is.
+                let room = usize::from(header.payload_length());
+                (header.source_addr().into(), header.destination_addr().into(), IPV6, room)
+            }
+            _ => return None,
+        };
+        let TransportSlice::Udp(udp) = packet.transport? else { return None };
+        let length = usize::from(udp.length());
+        (tagged && packet.link_exts.len() <= VLAN_TAGS_MAX && (UDP..=room).contains(&length)).then(|| {
+            UdpFrame {
+                from: SocketAddr::new(from, udp.source_port()),
+                to: SocketAddr::new(to, udp.destination_port()),
+                payload: &udp.payload()[..length - UDP],
+                len: start + headers + length,
+            }
+        })
+    }
+
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let ip = prop_oneof![(0..=10_usize).prop_map(v4), Just(v6())];
+        let payload = prop::collection::vec(any::<u8>(), 0..300);
+        let tags = prop::collection::vec(0..4096_u16, 0..=2);
+        (tags, ip, any::<(u16, u16)>(), payload, 0..20_usize).prop_map(
+            |(tags, ip, (from, to), payload, padding)| {
+                let mut frame = built(&tags, ip, from, to, &payload);
+                frame.resize(frame.len() + padding, 0);
+                frame
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+        #[test]
+        fn generated_frames_are_read_as_the_oracle_reads_them(frame in frames()) {
+            let read = udp(&frame);
+            prop_assert!(read.is_some());
+            prop_assert_eq!(read, oracle(&frame));
+            prop_assert_eq!(destination_port(&frame), read.map(|read| read.to.port()));
+        }
+
+        #[test]
+        fn so_are_damaged_ones(
+            mut frame in frames(),
+            damage in prop::collection::vec((12..90_usize, any::<u8>()), 0..4),
+            end in any::<prop::sample::Index>(),
+            whole in any::<bool>(),
+        ) {
+            for (at, byte) in damage {
+                if let Some(place) = frame.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            let frame = if whole { &frame[..] } else { &frame[..end.index(frame.len() + 1)] };
+            prop_assert_eq!(udp(frame), oracle(frame));
+            if let Some(read) = udp(frame) {
+                prop_assert_eq!(destination_port(frame), Some(read.to.port()));
+            }
+        }
+    }
+}
