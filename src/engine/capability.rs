@@ -14,6 +14,17 @@ pub enum Capability {
     Bpf = 39,
 }
 
+impl Capability {
+    /// As capabilities(7) and systemd write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Capability::NetAdmin => "CAP_NET_ADMIN",
+            Capability::NetRaw => "CAP_NET_RAW",
+            Capability::Bpf => "CAP_BPF",
+        }
+    }
+}
+
 /// Whether the calling thread may use it now (its effective set). No, if the kernel does not tell.
 pub fn has(capability: Capability) -> bool {
     let (word, bit) = place(capability);

@@ -35,7 +35,6 @@ pub struct Received<'a> {
 /// A bound socket. What comes to its queue comes to it once its descriptor is in the map of the program on the interface.
 pub struct XskSocket {
     fd: OwnedFd,
-    queue: u32,
     zero_copy: bool,
     memory: Mapping,
     fill: Ring<u64>,
@@ -65,8 +64,7 @@ impl XskSocket {
         let memory = Mapping::huge(MEMORY).map_err(Failed::at("mapping its memory"))?;
         register(&fd, &memory).map_err(Failed::at("registering its memory"))?;
         let (fill, received) = rings(&fd).map_err(Failed::at("making its rings"))?;
-        let mut socket =
-            XskSocket { fd, queue, zero_copy: false, memory, fill, received, ready: 0, drops: 0 };
+        let mut socket = XskSocket { fd, zero_copy: false, memory, fill, received, ready: 0, drops: 0 };
         // A driver takes its first frames while the socket is being bound.
         socket.fill(0..limits::XDP_RING);
         bind_patiently(&socket.fd, interface, queue).map_err(Failed::at("binding it"))?;
@@ -110,6 +108,13 @@ impl XskSocket {
             time.write_unaligned(0);
             Received { bytes: std::slice::from_raw_parts(first, len), at_mono: receive_time(at, now) }
         }
+    }
+
+    /// Frame `i` of those ready, its receive time left where it is.
+    pub fn bytes(&self, i: usize) -> &[u8] {
+        let (start, len) = self.place(i);
+        // SAFETY: as in `frame`; and this slice does not cover the time either.
+        unsafe { std::slice::from_raw_parts(self.memory.start.add(start), len) }
     }
 
     /// Fetches the beginning of frame `i` of those ready, and what is in front of it.
@@ -176,10 +181,6 @@ impl XskSocket {
     /// Whether there are frames besides those that the last peek found.
     pub fn waiting(&self) -> bool {
         self.received.produced() > self.ready
-    }
-
-    pub fn queue(&self) -> u32 {
-        self.queue
     }
 
     pub fn zero_copy(&self) -> bool {
