@@ -3,6 +3,8 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use Register::R0;
+
 /// One instruction as the kernel reads it. RFC 9669 §3.1.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,8 +15,8 @@ pub struct Insn {
     immediate: i32,
 }
 
-/// R0 is what a call returns and what the program returns, R1-R5 are arguments (ours have four at most) and lost in a call, R6-R9 survive it, R10 is
-/// the end of the stack.
+/// R0 is what a call returns and what the program returns, R1-R5 are arguments (ours have four at most) and lost in a call,
+/// R6-R9 survive it, R10 is the end of the stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Register {
     R0,
@@ -58,8 +60,6 @@ const fn line(code: u8, to: Register, from: Register, offset: i16, immediate: i3
 const fn jump(code: u8, a: Register, b: Register, immediate: i32, label: &'static str) -> Line {
     Line::Jump(Insn { code, registers: a as u8 | (b as u8) << 4, offset: 0, immediate }, label)
 }
-
-use Register::R0;
 
 /// `to = from`
 pub const fn mov(to: Register, from: Register) -> Line {
