@@ -193,7 +193,8 @@ const _: () = assert!(XDP_BATCH <= XDP_RING as usize);
 
 // ---- BPF --------------------------------------------------------------------------------------------------------
 
-/// What the verifier may write about a program that it refuses: it keeps the end, and ours of 80 instructions need 20 KiB.
+/// What the verifier may write about a program that it refuses: a line for each instruction of each way through it. Kernels
+/// since 6.4 keep the end of what is longer.
 pub const BPF_LOG_SIZE: usize = 64 * 1024;
 /// Bytes of it in an error: the last lines say why.
 pub const BPF_LOG_TAIL: usize = 512;
