@@ -19,10 +19,12 @@ pub mod cpu;
 mod datagram;
 mod directory;
 mod disk;
-#[expect(dead_code)]
+#[cfg_attr(not(test), expect(dead_code))]
 mod interface;
 mod mailbox;
 mod media_source;
+#[cfg(test)]
+mod namespace;
 mod prefetch;
 mod published;
 mod reactor;
