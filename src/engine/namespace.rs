@@ -4,26 +4,26 @@ use std::io;
 use std::process::Command;
 use std::thread;
 
-/// Runs `test` on a thread in a new network namespace, which ends with it. Without the privilege the test says so and is not
-/// run; where SIPREEL_REQUIRE_PEERS=1 it fails.
+use super::capability::{Capability, granted};
+
+const NEEDED: [Capability; 4] =
+    [Capability::SysAdmin, Capability::NetAdmin, Capability::NetRaw, Capability::Bpf];
+
+/// Runs `test` on a thread in a new network namespace, which ends with it; without the privilege the test says so.
+#[track_caller]
 pub fn run(test: impl FnOnce() + Send + 'static) {
-    let thread = thread::spawn(|| match enter() {
-        Ok(()) => test(),
-        Err(e) => {
-            let required = std::env::var("SIPREEL_REQUIRE_PEERS").is_ok_and(|value| value == "1");
-            assert!(!required, "no network namespace: {e}");
-            eprintln!("skipped: no network namespace ({e}), which takes CAP_SYS_ADMIN, and ip");
-        }
+    if !granted(&NEEDED) {
+        return;
+    }
+    let thread = thread::spawn(|| {
+        // SAFETY: the call takes no memory, and concerns this thread alone.
+        let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(entered, 0, "no network namespace: {}", io::Error::last_os_error());
+        test();
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
     }
-}
-
-fn enter() -> io::Result<()> {
-    Command::new("ip").arg("-V").output()?;
-    // SAFETY: the call takes no memory; it concerns the calling thread alone, which `run` has made.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// `ip` with these words as arguments, in the calling thread's namespace.
