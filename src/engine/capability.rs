@@ -12,8 +12,7 @@ pub enum Capability {
     NetAdmin = 12,
     /// Opens AF_XDP sockets.
     NetRaw = 13,
-    /// Nothing of ours: tests make network namespaces with it.
-    #[cfg(test)]
+    /// Nothing of ours, and it stands for the other three: who starts us as root gives it all the same.
     SysAdmin = 21,
     /// Loads programs, makes maps.
     Bpf = 39,
@@ -25,6 +24,7 @@ impl Capability {
         match self {
             Capability::NetAdmin => "CAP_NET_ADMIN",
             Capability::NetRaw => "CAP_NET_RAW",
+            Capability::SysAdmin => "CAP_SYS_ADMIN",
             Capability::Bpf => "CAP_BPF",
         }
     }

@@ -20,6 +20,8 @@ mod disk;
 mod interface;
 mod mailbox;
 pub mod media_source;
+#[cfg(test)]
+mod namespace;
 mod prefetch;
 mod published;
 mod reactor;
@@ -321,9 +323,9 @@ impl Recorder {
     }
 }
 
-/// What is needed for the media sources was needed to make them.
+/// What the media sources needed was needed to make them. CAP_SYS_ADMIN, which nothing here uses, would stand for it.
 fn drop_capabilities() -> Result<(), StartError> {
-    capability::drop_all(&[Capability::NetAdmin, Capability::NetRaw, Capability::Bpf])
+    capability::drop_all(&[Capability::NetAdmin, Capability::NetRaw, Capability::Bpf, Capability::SysAdmin])
         .map_err(|e| StartError(format!("capabilities cannot be dropped ({e}): see capabilities(7)")))
 }
 
