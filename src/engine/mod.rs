@@ -8,15 +8,22 @@
 //! | `commit` | hashes, manifests, sync, rename |
 
 mod blocks;
+#[cfg_attr(not(test), expect(dead_code))]
+mod bpf;
 mod buffers;
+#[cfg_attr(not(test), expect(dead_code))]
+mod capability;
 mod commit;
 mod control;
 pub mod cpu;
 mod datagram;
 mod directory;
 mod disk;
+#[expect(dead_code)]
+mod interface;
 mod mailbox;
 mod media_source;
+mod prefetch;
 mod published;
 mod reactor;
 mod recordings;

@@ -19,6 +19,7 @@ use super::directory::{Job, NewFile};
 use super::disk::{FileKey, Files, Lost};
 use super::mailbox::Opened;
 use super::media_source::sockets::Sockets;
+use super::prefetch::prefetch;
 use super::ring::{Completion, Ring};
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::{DropCause, ReactorCounters};
@@ -750,19 +751,6 @@ impl Live {
         Ok(Some(Finished { path: std::mem::take(&mut self.path), manifest, media }))
     }
 }
-
-#[cfg(target_arch = "x86_64")]
-fn prefetch(start: *const u8, lines: usize) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in 0..lines {
-        // SAFETY: a prefetch is a hint: it reads nothing and faults on no address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line * limits::CACHE_LINE).cast()) };
-    }
-}
-
-/// Elsewhere the processor is left to guess.
-#[cfg(not(target_arch = "x86_64"))]
-fn prefetch(_: *const u8, _: usize) {}
 
 /// Whether a block begun at `since` has waited long enough. Where the wall clock has been set back, so that it was begun in
 /// the future, nobody knows for how long it has waited.

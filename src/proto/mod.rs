@@ -2,6 +2,7 @@
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod frame;
 pub mod manifest;
 pub mod metadata;
 pub mod multipart;

@@ -1,0 +1,446 @@
+//! One AF_XDP socket on one receive queue: frames as they came from the wire, read in place.
+//!
+//! The socket's memory is divided into frames. The numbers of those that the kernel may write to lie in the fill ring, those
+//! that it has written to come back in the receive ring, and [`XskSocket::release`] closes the circle. The fill ring has room
+//! for all frames, so nothing ever waits to be given back.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::super::cpu;
+use super::super::interface::Interface;
+use super::super::prefetch::prefetch;
+use crate::clock::Mono;
+use crate::limits;
+
+const FRAME_SIZE: usize = limits::XDP_FRAME_SIZE as usize;
+/// Bytes of a socket's memory.
+const MEMORY: usize = limits::XDP_FRAMES as usize * FRAME_SIZE;
+/// Entries of the completion ring, which belongs to sending: the kernel binds no socket without.
+const COMPLETIONS: u32 = 1;
+/// Bytes in front of a frame in which the program leaves its receive time.
+const TIME: usize = size_of::<u64>();
+
+/// A frame in the socket's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Received<'a> {
+    /// From the destination address to the end of what the driver received.
+    pub bytes: &'a [u8],
+    /// When the program on the interface saw it. `None` where the driver has no room for that in front of a frame.
+    pub at_mono: Option<Mono>,
+}
+
+/// A bound socket. What comes to its queue comes to it once its descriptor is in the map of the program on the interface.
+pub struct XskSocket {
+    fd: OwnedFd,
+    queue: u32,
+    zero_copy: bool,
+    memory: Mapping,
+    fill: Ring<u64>,
+    received: Ring<libc::xdp_desc>,
+    /// Descriptors that the last peek found.
+    ready: u32,
+    /// Drops as last read.
+    drops: u64,
+}
+
+// SAFETY: the pointers lead into mappings that the socket owns, and nothing in it is tied to a thread. It is not `Sync`:
+// its methods are not made for two threads at once.
+unsafe impl Send for XskSocket {}
+
+impl XskSocket {
+    /// Zero-copy where the driver has it, else the kernel copies each frame. Waits [`limits::BIND_PATIENCE`] for a queue that
+    /// is taken: a socket that was closed leaves its queue a little later. The error names interface, queue and remedy.
+    pub fn bind(interface: &Interface, queue: u32) -> Result<XskSocket, String> {
+        XskSocket::open(interface.index, queue).map_err(|Failed { step, error }| {
+            let remedy = remedy(&error, interface);
+            format!("no AF_XDP socket on {} queue {queue}: {step} failed ({error}): {remedy}", interface.name)
+        })
+    }
+
+    fn open(interface: u32, queue: u32) -> Result<XskSocket, Failed> {
+        let fd = socket().map_err(Failed::at("opening it"))?;
+        let memory = Mapping::huge(MEMORY).map_err(Failed::at("mapping its memory"))?;
+        register(&fd, &memory).map_err(Failed::at("registering its memory"))?;
+        let (fill, received) = rings(&fd).map_err(Failed::at("making its rings"))?;
+        let mut socket =
+            XskSocket { fd, queue, zero_copy: false, memory, fill, received, ready: 0, drops: 0 };
+        // A driver takes its first frames while the socket is being bound.
+        socket.fill(0..limits::XDP_RING);
+        bind_patiently(&socket.fd, interface, queue).map_err(Failed::at("binding it"))?;
+        let options: u32 =
+            option(&socket.fd, libc::XDP_OPTIONS).map_err(Failed::at("asking for its mode"))?;
+        socket.zero_copy = options & libc::XDP_OPTIONS_ZEROCOPY != 0;
+        if socket.zero_copy {
+            // The driver keeps as many as its own ring has entries. Where the kernel copies, more frames than the receive ring
+            // takes would only spread over more cache.
+            socket.fill(limits::XDP_RING..limits::XDP_FRAMES);
+        }
+        Ok(socket)
+    }
+
+    fn fill(&mut self, frames: std::ops::Range<u32>) {
+        frames.for_each(|frame| self.fill.put(u64::from(frame * limits::XDP_FRAME_SIZE)));
+        self.fill.publish();
+    }
+
+    /// Looks how many frames are ready, at most [`limits::XDP_BATCH`]: `0..n` of [`XskSocket::frame`], in the order in which they
+    /// came, until [`XskSocket::release`].
+    pub fn peek(&mut self) -> usize {
+        self.ready = self.received.produced().min(limits::XDP_BATCH as u32);
+        if self.ready == 0 {
+            self.wake();
+        }
+        self.ready as usize
+    }
+
+    /// Frame `i` of those ready. Its receive time can be read once; `now` tells it from what the memory held before.
+    pub fn frame(&self, i: usize, now: Mono) -> Received<'_> {
+        let (start, len) = self.place(i);
+        // SAFETY: `place` has found the bytes, and those of the time in front of them, inside one frame of the mapping. The
+        // kernel has handed that frame over (acquired by `peek`) and takes it again only after `release`, which needs
+        // `&mut self` and so ends this borrow. No other descriptor names the frame, the slice does not cover the time, and
+        // the socket is not `Sync`, so writing to the time disturbs nobody.
+        unsafe {
+            let first = self.memory.start.add(start);
+            let time = first.sub(TIME).cast::<u64>();
+            let at = time.read_unaligned();
+            time.write_unaligned(0);
+            Received { bytes: std::slice::from_raw_parts(first, len), at_mono: receive_time(at, now) }
+        }
+    }
+
+    /// Fetches the beginning of frame `i` of those ready, and what is in front of it.
+    pub fn prefetch(&self, i: usize) {
+        let (start, _) = self.place(i);
+        let first = self.memory.start.wrapping_add(start);
+        prefetch(first.wrapping_sub(TIME), 1);
+        prefetch(first, limits::XDP_PREFETCH_LINES);
+    }
+
+    /// Where in the memory frame `i` of those ready begins, and its length.
+    fn place(&self, i: usize) -> (usize, usize) {
+        assert!(i < self.ready as usize, "only frames that peek has found can be read");
+        let descriptor = self.received.entry(i as u32);
+        let (start, len) = (descriptor.addr as usize, descriptor.len as usize);
+        let offset = start % FRAME_SIZE;
+        assert!(
+            start < MEMORY && offset >= TIME && len <= FRAME_SIZE - offset,
+            "a frame lies outside its place"
+        );
+        (start, len)
+    }
+
+    /// Gives all frames that the last peek found back to the kernel.
+    pub fn release(&mut self) {
+        for i in 0..self.ready {
+            let frame = self.received.entry(i).addr & !(FRAME_SIZE as u64 - 1);
+            self.fill.put(frame);
+        }
+        self.received.consume(self.ready);
+        self.ready = 0;
+        self.fill.publish();
+        self.wake();
+    }
+
+    /// Tells a driver that had run out of frames that there are some. It asks by a flag, which it may set just after
+    /// `release` has looked: so an empty `peek` looks too.
+    fn wake(&self) {
+        if self.fill.flags() & libc::XDP_RING_NEED_WAKEUP != 0 {
+            // SAFETY: no memory is passed. The call only runs the driver; nothing comes of a failure but the next try.
+            unsafe {
+                libc::recvfrom(
+                    self.fd.as_raw_fd(),
+                    ptr::null_mut(),
+                    0,
+                    libc::MSG_DONTWAIT,
+                    ptr::null_mut(),
+                    ptr::null_mut(),
+                )
+            };
+        }
+    }
+
+    /// Frames for this socket that the kernel has dropped since this was last asked: for want of a frame, of room in the receive
+    /// ring, or too long. What a zero-copy driver drops before that only its own counters tell.
+    pub fn new_drops(&mut self) -> u64 {
+        let Ok(statistics) = option::<libc::xdp_statistics>(&self.fd, libc::XDP_STATISTICS) else { return 0 };
+        // `rx_fill_ring_empty_descs` is left out. In copy mode each of them is in `rx_dropped` as well; in zero-copy mode it
+        // counts the driver's attempts to get frames, not packets.
+        let now = statistics.rx_dropped + statistics.rx_ring_full;
+        now - std::mem::replace(&mut self.drops, now)
+    }
+
+    /// Whether there are frames besides those that the last peek found.
+    pub fn waiting(&self) -> bool {
+        self.received.produced() > self.ready
+    }
+
+    pub fn queue(&self) -> u32 {
+        self.queue
+    }
+
+    pub fn zero_copy(&self) -> bool {
+        self.zero_copy
+    }
+}
+
+impl AsFd for XskSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What the eight bytes in front of a frame say: nanoseconds of the monotonic clock, 0 where the program left none. A time
+/// that cannot be is what the memory held before.
+fn receive_time(nanoseconds: u64, now: Mono) -> Option<Mono> {
+    let at = Mono(nanoseconds);
+    (at != Mono(0) && at <= now && now.since(at) <= limits::XDP_TIME_MAX).then_some(at)
+}
+
+/// A step of opening a socket that failed.
+struct Failed {
+    step: &'static str,
+    error: io::Error,
+}
+
+impl Failed {
+    fn at(step: &'static str) -> impl FnOnce(io::Error) -> Failed {
+        move |error| Failed { step, error }
+    }
+}
+
+/// What to do about it.
+fn remedy(error: &io::Error, interface: &Interface) -> String {
+    let (name, queues) = (&interface.name, interface.rx_queues);
+    match error.raw_os_error() {
+        Some(libc::EAFNOSUPPORT) => {
+            "this kernel is built without CONFIG_XDP_SOCKETS, take another one".into()
+        }
+        Some(libc::EPERM | libc::EACCES) => "give the process CAP_NET_RAW".into(),
+        Some(libc::ENOBUFS) => {
+            let mebibytes = (MEMORY * queues as usize).div_ceil(1 << 20);
+            format!(
+                "raise RLIMIT_MEMLOCK (systemd: LimitMEMLOCK) by {mebibytes} MiB for the queues of {name}, or give CAP_IPC_LOCK"
+            )
+        }
+        Some(libc::ENOMEM) => format!("each queue needs {} MiB of memory", MEMORY >> 20),
+        Some(libc::EBUSY) => {
+            format!("another program receives from this queue: stop it, or leave out {name}")
+        }
+        Some(libc::ENETDOWN) => format!("the interface is down: ip link set {name} up"),
+        Some(libc::EINVAL) => format!("{name} has {queues} receive queues: see ethtool -l {name}"),
+        Some(libc::ENODEV) => format!("{name} is no longer there: see ip link"),
+        _ => "receive media through another source".into(),
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no memory.
+    let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn register(fd: &OwnedFd, memory: &Mapping) -> io::Result<()> {
+    let registration = libc::xdp_umem_reg {
+        addr: memory.start as u64,
+        len: memory.len as u64,
+        chunk_size: limits::XDP_FRAME_SIZE,
+        headroom: 0,
+        flags: 0,
+        tx_metadata_len: 0,
+    };
+    set_option(fd, libc::XDP_UMEM_REG, &registration)
+}
+
+/// Fill and receive ring.
+fn rings(fd: &OwnedFd) -> io::Result<(Ring<u64>, Ring<libc::xdp_desc>)> {
+    set_option(fd, libc::XDP_UMEM_FILL_RING, &limits::XDP_FRAMES)?;
+    set_option(fd, libc::XDP_UMEM_COMPLETION_RING, &COMPLETIONS)?;
+    set_option(fd, libc::XDP_RX_RING, &limits::XDP_RING)?;
+    let offsets: libc::xdp_mmap_offsets = option(fd, libc::XDP_MMAP_OFFSETS)?;
+    let fill = libc::XDP_UMEM_PGOFF_FILL_RING as libc::off_t;
+    Ok((
+        Ring::map(fd, fill, &offsets.fr, limits::XDP_FRAMES)?,
+        Ring::map(fd, libc::XDP_PGOFF_RX_RING, &offsets.rx, limits::XDP_RING)?,
+    ))
+}
+
+fn bind_patiently(fd: &OwnedFd, interface: u32, queue: u32) -> io::Result<()> {
+    let deadline = cpu::now().mono + limits::BIND_PATIENCE;
+    loop {
+        match bind_once(fd, interface, queue) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && cpu::now().mono < deadline => {
+                std::thread::sleep(limits::BIND_RETRY);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Without a flag for either mode the kernel tries zero-copy first.
+fn bind_once(fd: &OwnedFd, interface: u32, queue: u32) -> io::Result<()> {
+    let address = libc::sockaddr_xdp {
+        sxdp_family: libc::AF_XDP as u16,
+        sxdp_flags: libc::XDP_USE_NEED_WAKEUP,
+        sxdp_ifindex: interface,
+        sxdp_queue_id: queue,
+        sxdp_shared_umem_fd: 0,
+    };
+    // SAFETY: the address is a local of the size given.
+    let result = unsafe {
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_xdp>() as u32)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn set_option<T>(fd: &OwnedFd, name: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: the kernel reads at most the size given from a value that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_XDP,
+            name,
+            ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// An option of plain integers.
+trait Plain: Copy {}
+impl Plain for u32 {}
+impl Plain for libc::xdp_statistics {}
+impl Plain for libc::xdp_mmap_offsets {}
+
+fn option<T: Plain>(fd: &OwnedFd, name: libc::c_int) -> io::Result<T> {
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `len` bytes. Zeroes are a value of integers, and so is whatever it writes.
+    unsafe {
+        let mut value: T = std::mem::zeroed();
+        let result = libc::getsockopt(fd.as_raw_fd(), libc::SOL_XDP, name, (&raw mut value).cast(), &mut len);
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+    }
+}
+
+/// A ring shared with the kernel: one side produces, the other consumes. `next` is our side's index, of which the kernel
+/// knows what we have published.
+struct Ring<T> {
+    _memory: Mapping,
+    producer: *const AtomicU32,
+    consumer: *const AtomicU32,
+    flags: *const AtomicU32,
+    entries: *mut T,
+    mask: u32,
+    next: u32,
+}
+
+impl<T: Copy> Ring<T> {
+    /// `count`: entries, a power of two, as the socket was told.
+    fn map(
+        fd: &OwnedFd,
+        at: libc::off_t,
+        offsets: &libc::xdp_ring_offset,
+        count: u32,
+    ) -> io::Result<Ring<T>> {
+        let memory = Mapping::shared(fd, at, offsets.desc as usize + count as usize * size_of::<T>())?;
+        let field = |offset: u64| memory.start.wrapping_add(offset as usize);
+        Ok(Ring {
+            producer: field(offsets.producer).cast(),
+            consumer: field(offsets.consumer).cast(),
+            flags: field(offsets.flags).cast(),
+            entries: field(offsets.desc).cast(),
+            mask: count - 1,
+            next: 0,
+            _memory: memory,
+        })
+    }
+
+    /// Entries that the kernel has produced and we have not consumed. What it wrote before is seen after this.
+    fn produced(&self) -> u32 {
+        // SAFETY: the kernel placed this aligned integer inside the mapping, and both sides only use it atomically.
+        unsafe { &*self.producer }.load(Ordering::Acquire).wrapping_sub(self.next)
+    }
+
+    /// The entry `i` behind our index: one of those `produced`.
+    fn entry(&self, i: u32) -> T {
+        // SAFETY: the mask keeps the index inside the mapping. `next` is not moved past it before it is consumed, so that
+        // the kernel does not write to it meanwhile.
+        unsafe { self.entries.add((self.next.wrapping_add(i) & self.mask) as usize).read() }
+    }
+
+    /// Hands the first `n` of those produced back. All reads of ours are done when the kernel sees it.
+    fn consume(&mut self, n: u32) {
+        self.next = self.next.wrapping_add(n);
+        // SAFETY: as in `produced`.
+        unsafe { &*self.consumer }.store(self.next, Ordering::Release);
+    }
+
+    /// Writes the next entry. There is always room: the fill ring has as many entries as there are frames.
+    fn put(&mut self, value: T) {
+        // SAFETY: the mask keeps the index inside the mapping; the kernel reads the entry only once it is published.
+        unsafe { self.entries.add((self.next & self.mask) as usize).write(value) };
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Shows the kernel all entries put so far, and everything that was done before.
+    fn publish(&self) {
+        // SAFETY: as in `produced`.
+        unsafe { &*self.producer }.store(self.next, Ordering::Release);
+    }
+
+    fn flags(&self) -> u32 {
+        // SAFETY: as in `produced`. The flag is a hint about nothing in memory, so it needs no order.
+        unsafe { &*self.flags }.load(Ordering::Relaxed)
+    }
+}
+
+/// Mapped memory, until it is dropped.
+struct Mapping {
+    start: *mut u8,
+    len: usize,
+}
+
+impl Mapping {
+    /// Zeroed memory on huge pages: reserved ones if there are, else such as the kernel can put together. All of it is
+    /// there when the kernel has pinned it, which registering does.
+    fn huge(len: usize) -> io::Result<Mapping> {
+        let anonymous = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
+        Mapping::new(len, anonymous | libc::MAP_HUGETLB, -1, 0).or_else(|_| {
+            let mapping = Mapping::new(len, anonymous, -1, 0)?;
+            // SAFETY: advice about a mapping of ours; without it the pages are small.
+            unsafe { libc::madvise(mapping.start.cast(), len, libc::MADV_HUGEPAGE) };
+            Ok(mapping)
+        })
+    }
+
+    /// What the socket offers at this offset.
+    fn shared(fd: &OwnedFd, at: libc::off_t, len: usize) -> io::Result<Mapping> {
+        Mapping::new(len, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), at)
+    }
+
+    fn new(len: usize, flags: libc::c_int, fd: libc::c_int, at: libc::off_t) -> io::Result<Mapping> {
+        // SAFETY: a mapping at an address of the kernel's choice touches no memory of ours.
+        let start =
+            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, at) };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Mapping { start: start.cast(), len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and whole, and its owner hands out no reference that outlives it. The kernel keeps the
+        // pages as long as a socket needs them.
+        unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
