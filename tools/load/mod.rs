@@ -136,7 +136,7 @@ impl fmt::Display for RunError {
             RunError::Interface { name, error } => write!(f, "interface {name}: {error}"),
             RunError::Program(error) => write!(
                 f,
-                "the kernel does not take the BPF program of --engine xdp: {error}; it needs Linux 5.18, CAP_BPF and CAP_NET_ADMIN"
+                "the kernel does not take the BPF program of --engine xdp: {error}; it needs Linux 5.18, CAP_BPF, CAP_NET_ADMIN, and an interface without another XDP program"
             ),
             RunError::Connect { target, error } => write!(f, "cannot reach {target}: {error}"),
             RunError::Media(error) => write!(f, "sending media: {error}"),

@@ -61,6 +61,9 @@ pub const SILENT: Entry = [0; ENTRY];
 const UDP: usize = 8;
 const HOP_LIMIT: u8 = 64;
 const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+/// Where frames that the generator makes seem to come from: the loopback interface of its network namespace.
+const MADE_HERE: i32 = 1;
 /// bpf_map_lookup_elem, bpf_redirect.
 const LOOKUP: i32 = 1;
 const REDIRECT: i32 = 23;
@@ -125,6 +128,7 @@ impl Frame {
     /// The last instructions are the way out for frames that are not sent.
     pub fn program(&self, streams: u32, entries: i32, state: i32) -> Vec<Instruction> {
         let mut code = Code::default();
+        code.pass_what_was_received();
         code.check_length(self.bytes.len() as i32);
         code.take_turn(streams, state);
         code.look_up(entries);
@@ -247,8 +251,16 @@ struct Code {
 }
 
 impl Code {
+    /// The program is on the interface too, and what comes in there is none of its business.
+    fn pass_what_was_received(&mut self) {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex.
+        self.load(Word, R2, R1, 12);
+        self.jump(Jump::Equal, R2, MADE_HERE, 2);
+        self.alu(Alu::Move, R0, XDP_PASS);
+        self.exit();
+    }
+
     fn check_length(&mut self, len: i32) {
-        // struct xdp_md: data, data_end.
         self.load(Word, Register::Frame, R1, 0);
         self.load(Word, R2, R1, 4);
         self.alu_register(Alu::Move, R3, Register::Frame);

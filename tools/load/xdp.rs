@@ -5,7 +5,7 @@ use crossbeam::channel::{Receiver, TryRecvError};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -77,7 +77,7 @@ impl Gate {
 pub fn try_out(plan: &Plan, gate: &Gate, from: IpAddr) -> io::Result<()> {
     let (interface, ethernet) = (gate.link.index, gate.link.ethernet);
     let path = Path { from, to: from, from_ethernet: ethernet, to_ethernet: ethernet, interface };
-    Kernel::load(&Frame::new(plan, path), 1).map(drop)
+    Kernel::load(&Frame::new(plan, path), 1)?.program.attach(interface).map(drop)
 }
 
 /// The program with its maps.
@@ -166,6 +166,7 @@ struct Sending<'a> {
     calls: Vec<Sent>,
     streams: u32,
     running: usize,
+    _attached: OwnedFd,
     state: State,
     start: Instant,
 }
@@ -185,8 +186,9 @@ impl<'a> Sending<'a> {
             kernel.entries.write(index, &frame.entry(&plan.stream(call.call, n), source, target))?;
         }
         gate.link = gate.netlink.link(&gate.name)?;
-        let (running, state) = (calls.len(), State::default());
-        Ok(Sending { plan, frame, kernel, calls, streams, running, state, start: clock::now() })
+        let _attached = kernel.program.attach(frame.path.interface)?;
+        let (running, state, start) = (calls.len(), State::default(), clock::now());
+        Ok(Sending { plan, frame, kernel, calls, streams, running, _attached, state, start })
     }
 
     fn run(
