@@ -48,7 +48,7 @@ fn play(args: &DemoArgs) -> Result<bool, String> {
         calls: CALLS,
         rate: CALLS_PER_SECOND,
         duration: SECONDS,
-        audio: Audio::Tone,
+        audio: Some(Audio::Tone),
         ..RunOptions::default()
     };
     let stop = Arc::new(AtomicBool::new(false));

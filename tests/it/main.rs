@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "these are the recorder's peers: they live in real time")]
 
+mod lab;
 mod media;
 mod peers;
 mod recorder;
@@ -20,3 +21,4 @@ mod load;
 mod sipp;
 mod stats;
 mod vendors;
+mod wire;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::lab::Lab;
 use crate::recording::Recording;
 
 /// For everything that is a matter of milliseconds on an idle machine; tests share theirs with many.
@@ -45,11 +46,20 @@ pub struct Setup {
     tmpfs: Option<usize>,
     /// RLIMIT_NOFILE.
     descriptors: Option<usize>,
+    /// `sipreel` inside a lab, where it has all ports to itself.
+    inside: Option<Command>,
 }
 
 impl Setup {
     pub fn new() -> Setup {
-        Setup { ip: Ipv4Addr::LOCALHOST.into(), pairs: 32, flags: Vec::new(), tmpfs: None, descriptors: None }
+        Setup {
+            ip: Ipv4Addr::LOCALHOST.into(),
+            pairs: 32,
+            flags: Vec::new(),
+            tmpfs: None,
+            descriptors: None,
+            inside: None,
+        }
     }
 
     pub fn ip(mut self, ip: &str) -> Setup {
@@ -78,17 +88,27 @@ impl Setup {
         self
     }
 
+    /// At the recorder's end of a wire, on one of the addresses there.
+    pub fn lab(mut self, lab: &Lab) -> Setup {
+        self.inside = Some(lab.command("recorder", env!("CARGO_BIN_EXE_sipreel")));
+        self
+    }
+
     pub fn start(self) -> Recorder {
         let home = TempDir::new().unwrap();
         let dir = home.path().join("recordings");
         fs::create_dir(&dir).unwrap();
         let stats_socket = home.path().join("stats.sock");
-        let mut command = match (self.tmpfs, self.descriptors) {
-            (Some(bytes), _) => on_tmpfs(&dir, bytes),
-            (None, Some(limit)) => limited(limit),
-            (None, None) => Command::new(env!("CARGO_BIN_EXE_sipreel")),
+        let ports = match self.inside {
+            Some(_) => format!("{}-{}", PORTS.start, PORTS.start + self.pairs * 2 - 1),
+            None => media_ports(self.ip, self.pairs),
         };
-        let ports = media_ports(self.ip, self.pairs);
+        let mut command = match (self.inside, self.tmpfs, self.descriptors) {
+            (Some(command), _, _) => command,
+            (None, Some(bytes), _) => on_tmpfs(&dir, bytes),
+            (None, None, Some(limit)) => limited(limit),
+            (None, None, None) => Command::new(env!("CARGO_BIN_EXE_sipreel")),
+        };
         let listen = SocketAddr::new(self.ip, 0).to_string();
         let child = command
             .arg("record")

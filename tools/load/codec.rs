@@ -19,6 +19,8 @@ pub enum Audio {
     Random,
     /// Speech-like tones that can be listened to; PCMU and PCMA only.
     Tone,
+    /// 16 bytes that tell every packet from all others, then a pattern that all share: cheap to make and to check.
+    Tagged,
 }
 
 impl Codec {
@@ -102,10 +104,11 @@ impl Audio {
         match self {
             Audio::Random => "random",
             Audio::Tone => "tone",
+            Audio::Tagged => "tagged",
         }
     }
 
     pub fn from_name(name: &str) -> Option<Audio> {
-        [Audio::Random, Audio::Tone].into_iter().find(|audio| audio.name() == name)
+        [Audio::Random, Audio::Tone, Audio::Tagged].into_iter().find(|audio| audio.name() == name)
     }
 }

@@ -259,7 +259,7 @@ impl Call {
         };
         let mut effects = vec![Effect::Send(respond(message, status))];
         if method == "BYE" && !self.is_over() {
-            if matches!(self.state, State::Up(_)) {
+            if !matches!(self.state, State::Leaving(..)) {
                 effects.extend(self.fail("ended_by_recorder".into()));
             }
             effects.extend(self.end(None));

@@ -1,4 +1,4 @@
-//! The media thread: every stream has its place in a wheel that turns once per packet interval, so that streams are spread evenly
+//! The media thread of `--engine sendmmsg`: every stream has its place in a wheel that turns once per packet interval, so that streams are spread evenly
 //! and each leaves exactly every interval. What is late is sent late, and the lateness is measured.
 
 use crossbeam::channel::{Receiver, TryRecvError};
@@ -31,6 +31,8 @@ pub enum Order {
         first_source: usize,
         streams: Vec<Destination>,
     },
+    /// Every call has its outcome: no other will start.
+    Settled,
     /// Stop this call's streams at once.
     Stop {
         call: u32,
@@ -58,6 +60,9 @@ pub struct Figures {
     /// RTP packets the kernel took, repeated ones included.
     pub sent: u64,
     pub rtcp_sent: u64,
+    /// What the interface counted meanwhile, where packets were made in the kernel: sent by it, of all processes; dropped.
+    pub interface_sent: Option<u64>,
+    pub interface_dropped: Option<u64>,
     /// Packets the kernel refused for good.
     pub refused: u64,
     pub refusal: Option<String>,
@@ -153,6 +158,8 @@ impl<'a, F: FnMut(Finished)> Sender<'a, F> {
             match orders.try_recv() {
                 Ok(Order::Start { call, first_source, streams }) => self.start(call, first_source, &streams),
                 Ok(Order::Stop { call }) => self.stop(call),
+                // Each call's media begins by itself.
+                Ok(Order::Settled) => {}
                 Err(TryRecvError::Empty) => return true,
                 Ok(Order::Quit) | Err(TryRecvError::Disconnected) => return false,
             }
@@ -306,10 +313,12 @@ fn gcd(a: usize, b: usize) -> usize {
 }
 
 impl Figures {
-    fn new() -> Figures {
+    pub fn new() -> Figures {
         Figures {
             sent: 0,
             rtcp_sent: 0,
+            interface_sent: None,
+            interface_dropped: None,
             refused: 0,
             refusal: None,
             lateness: Histogram::new_with_bounds(1, LATENESS_MAX, 3).expect("constant bounds"),
@@ -319,7 +328,7 @@ impl Figures {
         }
     }
 
-    fn add(&mut self, flushed: Flushed, now: Instant, lateness: Duration, interval: Duration) {
+    pub fn add(&mut self, flushed: Flushed, now: Instant, lateness: Duration, interval: Duration) {
         self.sent += flushed.sent;
         self.rtcp_sent += flushed.rtcp_sent;
         self.refused += flushed.failed;

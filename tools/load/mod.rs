@@ -4,19 +4,22 @@
 //! [`run`] and [`verify`] are all that the two programs need:
 //!
 //! ```text
-//! run ─▶ signalling (tokio-uring, this thread) ─ Order ─▶ media (its own thread, io_uring) ─ Finished ─▶ signalling
+//! run ─▶ signalling (tokio-uring, this thread) ─ Order ─▶ media or xdp (its own thread) ─ Finished ─▶ signalling
 //! verify ─▶ a recording at a time: metadata says what was sent, files say what is there
 //! ```
 
 mod answer;
 mod audio;
+mod bpf;
 mod clock;
 mod codec;
 mod dialog;
 mod media;
 mod message;
+mod netlink;
 mod options;
 mod plan;
+mod program;
 mod report;
 mod rtp;
 mod selfdescription;
@@ -26,10 +29,12 @@ mod usage;
 mod verify;
 mod window;
 mod wire;
+mod xdp;
 
 pub use answer::Destination;
-pub use codec::{Audio, Codec};
-pub use options::RunOptions;
+#[allow(unused_imports)] // Of the two programs, one lets the user choose it and the other chooses.
+pub use codec::Audio;
+pub use options::{Engine, RunOptions};
 pub use report::RunReport;
 pub use verify::verify;
 
@@ -47,9 +52,10 @@ use tokio::sync::mpsc;
 use media::{Order, Progress};
 use plan::{Plan, mix};
 use signalling::{Input, Links, Signalling};
-use template::Site;
+use template::{Site, Source};
 use window::Window;
 use wire::Sources;
+use xdp::Gate;
 
 /// How long the recorder may take to rename its directories after the last BYE.
 const COMMIT_WAIT: Duration = Duration::from_secs(60);
@@ -95,13 +101,19 @@ pub type Watch<'a> = dyn FnMut(Happening<'_>) + 'a;
 /// Why a run could not begin, or had to stop.
 #[derive(Debug)]
 pub enum RunError {
-    /// `--audio tone` is G.711 only.
-    ToneNeedsG711,
+    /// Flags that cannot work together; the sentence says which to change.
+    Contradiction(&'static str),
     NoRoute {
         target: SocketAddr,
         error: io::Error,
     },
     Sockets(io::Error),
+    Interface {
+        name: String,
+        error: io::Error,
+    },
+    /// The kernel does not take the program of `--engine xdp`.
+    Program(io::Error),
     Connect {
         target: SocketAddr,
         error: io::Error,
@@ -116,13 +128,16 @@ pub enum RunError {
 impl fmt::Display for RunError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            RunError::ToneNeedsG711 => {
-                write!(f, "--audio tone is made as G.711 only: use --codec pcmu or pcma")
-            }
+            RunError::Contradiction(sentence) => f.write_str(sentence),
             RunError::NoRoute { target, error } => {
                 write!(f, "no local address reaches {target}: {error}; give one with --local-ip")
             }
             RunError::Sockets(error) => write!(f, "source sockets: {error}"),
+            RunError::Interface { name, error } => write!(f, "interface {name}: {error}"),
+            RunError::Program(error) => write!(
+                f,
+                "the kernel does not take the BPF program of --engine xdp: {error}; it needs Linux 5.18, CAP_BPF, CAP_NET_ADMIN, and an interface without another XDP program"
+            ),
             RunError::Connect { target, error } => write!(f, "cannot reach {target}: {error}"),
             RunError::Media(error) => write!(f, "sending media: {error}"),
             RunError::Verify { dir, error } => write!(f, "reading {}: {error}", dir.display()),
@@ -139,16 +154,15 @@ pub fn run(
     stop: &Arc<AtomicBool>,
     watch: &mut Watch<'_>,
 ) -> Result<RunReport, RunError> {
-    if options.audio == Audio::Tone && !matches!(options.codec, Codec::Pcmu | Codec::Pcma) {
-        return Err(RunError::ToneNeedsG711);
+    if let Some(sentence) = options.contradiction() {
+        return Err(RunError::Contradiction(sentence));
     }
     let plan = options.plan(run_id(options.seed));
     let ip = local_ip(options)?;
     let stale = options.verify_dir.as_deref().map(verify::unfinished).unwrap_or_default();
-    let streams = plan.streams as usize;
-    let sources = Sources::bind(ip, plan.calls as usize * streams, streams).map_err(RunError::Sockets)?;
+    let outlet = Outlet::open(options, &plan, ip)?;
     let begun = usage::this_process();
-    let (signalling, window, media) = place_calls(options, &plan, ip, sources, stop, watch)?;
+    let (signalling, window, media) = place_calls(options, &plan, ip, outlet, stop, watch)?;
     let mut report = RunReport::new(options, &plan, &signalling, &media, &window, begun);
     if let Some(dir) = &options.verify_dir {
         watch(Happening::Verifying);
@@ -161,24 +175,50 @@ pub fn run(
     Ok(report)
 }
 
+/// What media leaves through.
+enum Outlet {
+    Sockets(Sources),
+    Interface(Sources, Gate),
+}
+
+impl Outlet {
+    fn open(options: &RunOptions, plan: &Plan, ip: IpAddr) -> Result<Outlet, RunError> {
+        let streams = plan.streams as usize;
+        let wanted = plan.calls as usize * streams;
+        let Some(name) = options.xdp_interface.clone().filter(|_| options.engine == Engine::Xdp) else {
+            return Sources::bind(ip, wanted, streams).map(Outlet::Sockets).map_err(RunError::Sockets);
+        };
+        let gate = Gate::open(&name).map_err(|error| RunError::Interface { name, error })?;
+        xdp::try_out(plan, &gate, ip).map_err(RunError::Program)?;
+        let sources = Sources::unbound(ip, wanted, streams).map_err(RunError::Sockets)?;
+        Ok(Outlet::Interface(sources, gate))
+    }
+
+    fn addresses(&self) -> &[Source] {
+        match self {
+            Outlet::Sockets(sources) | Outlet::Interface(sources, _) => &sources.addresses,
+        }
+    }
+}
+
 type Played = (signalling::Figures, Window, media::Figures);
 
 fn place_calls(
     options: &RunOptions,
     plan: &Plan,
     ip: IpAddr,
-    sources: Sources,
+    outlet: Outlet,
     stop: &Arc<AtomicBool>,
     watch: &mut Watch<'_>,
 ) -> Result<Played, RunError> {
     let progress = Arc::new(Progress::default());
     let window = Window::new(options.recorder_pid, progress.clone());
-    let addresses = sources.addresses.clone();
+    let addresses = outlet.addresses().to_vec();
     let (inbox, letters) = mpsc::channel(signalling::INBOX);
     // A start and a stop for each call, and stops for each way it can fail.
     let (orders, asked) = crossbeam::channel::bounded(4 * plan.calls as usize + 16);
     let media =
-        spawn_media(plan.clone(), sources, asked, progress, inbox.clone()).map_err(RunError::Sockets)?;
+        spawn_media(plan.clone(), outlet, asked, progress, inbox.clone()).map_err(RunError::Sockets)?;
     let played = tokio_uring::start(async {
         let local = SocketAddr::new(ip, 0);
         let links = Links::open(options.transport, options.target, local, plan.calls, (inbox, letters))
@@ -203,14 +243,19 @@ fn place_calls(
 
 fn spawn_media(
     plan: Plan,
-    sources: Sources,
+    outlet: Outlet,
     orders: crossbeam::channel::Receiver<Order>,
     progress: Arc<Progress>,
     inbox: mpsc::Sender<Input>,
 ) -> io::Result<JoinHandle<io::Result<media::Figures>>> {
     std::thread::Builder::new().name("load-media".into()).spawn(move || {
         let finished = |done| drop(inbox.blocking_send(Input::Finished(done)));
-        let figures = media::run(&plan, sources, &orders, &progress, finished);
+        let figures = match outlet {
+            Outlet::Sockets(sources) => media::run(&plan, sources, &orders, &progress, finished),
+            Outlet::Interface(sources, gate) => {
+                xdp::run(&plan, &sources.addresses, gate, &orders, &progress, finished)
+            }
+        };
         if figures.is_err() {
             let _ = inbox.blocking_send(Input::MediaLost);
         }
@@ -238,8 +283,13 @@ fn local_ip(options: &RunOptions) -> Result<IpAddr, RunError> {
 /// Returns when no directory of this run is being written any more. Those left by others before the run do not count.
 fn wait_for_commits(dir: &Path, stale: &HashSet<PathBuf>) {
     let deadline = clock::now() + COMMIT_WAIT;
-    while clock::now() < deadline && verify::unfinished(dir).difference(stale).next().is_some() {
-        std::thread::sleep(COMMIT_POLL);
+    loop {
+        let begun = clock::now();
+        if begun > deadline || verify::unfinished(dir).difference(stale).next().is_none() {
+            return;
+        }
+        // Looking through ten thousand recordings must not keep the recorder from them.
+        std::thread::sleep(COMMIT_POLL.max(4 * begun.elapsed()));
     }
 }
 

@@ -13,6 +13,18 @@ pub enum Transport {
     Tcp,
 }
 
+/// What makes the packets and sends them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// A socket per stream, and one io_uring submission for all packets that are due: sendmmsg(2) over many sockets
+    Sendmmsg,
+    /// A BPF program in the kernel, straight into an interface: a million packets a second from less than a core. Media of all
+    /// calls begins when the last is set up. No RTCP, no --loss, --reorder or --duplicate; needs CAP_BPF and CAP_NET_ADMIN; a veth
+    /// takes such packets when its other end has GRO on (`ethtool -K NAME gro on`) or an XDP program
+    Xdp,
+}
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunOptions {
     /// SIP address of the recorder
@@ -23,7 +35,7 @@ pub struct RunOptions {
     /// Recording sessions to set up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub calls: u32,
-    /// INVITEs per second
+    /// INVITEs per second, and BYEs
     #[arg(long, value_name = "CALLS/S", default_value_t = 100.0, value_parser = positive)]
     pub rate: f64,
     /// Seconds of media in each call
@@ -32,11 +44,16 @@ pub struct RunOptions {
     /// m-lines of each call
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub streams: u32,
+    #[arg(long, value_enum, default_value = "sendmmsg")]
+    pub engine: Engine,
+    /// Interface that packets of `--engine xdp` leave through: a NIC, or the generator's end of a veth pair
+    #[arg(long, value_name = "NAME", required_if_eq("engine", "xdp"))]
+    pub xdp_interface: Option<String>,
     #[arg(long, value_enum, default_value = "pcmu")]
     pub codec: Codec,
-    /// What the packets carry; `tone` can be listened to
-    #[arg(long, value_enum, default_value = "random")]
-    pub audio: Audio,
+    /// What the packets carry; `tone` can be listened to [default: random; tagged with `--engine xdp`]
+    #[arg(long, value_enum)]
+    pub audio: Option<Audio>,
     /// Milliseconds of audio in one packet
     #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(5..=60))]
     pub ptime: u32,
@@ -72,8 +89,10 @@ impl Default for RunOptions {
             rate: 100.0,
             duration: 10.0,
             streams: 2,
+            engine: Engine::Sendmmsg,
+            xdp_interface: None,
             codec: Codec::Pcmu,
-            audio: Audio::Random,
+            audio: None,
             ptime: 20,
             seed: 1,
             loss: 0.0,
@@ -94,12 +113,44 @@ impl RunOptions {
             calls: self.calls,
             streams: self.streams,
             codec: self.codec,
-            audio: self.audio,
+            audio: self.audio(),
             ptime_ms: self.ptime,
             turns: ((self.duration * 1_000.0 / f64::from(self.ptime)).ceil() as u32).max(1),
             loss_ppm: ppm(self.loss),
             reorder_ppm: ppm(self.reorder),
             duplicate_ppm: ppm(self.duplicate),
+            sender_reports: self.engine != Engine::Xdp,
+        }
+    }
+
+    fn audio(&self) -> Audio {
+        self.audio.unwrap_or(match self.engine {
+            Engine::Sendmmsg => Audio::Random,
+            Engine::Xdp => Audio::Tagged,
+        })
+    }
+
+    /// Why what is asked for cannot be had together.
+    pub fn contradiction(&self) -> Option<&'static str> {
+        let xdp = self.engine == Engine::Xdp;
+        match () {
+            () if self.audio() == Audio::Tone && !matches!(self.codec, Codec::Pcmu | Codec::Pcma) => {
+                Some("--audio tone is made as G.711 only: use --codec pcmu or pcma")
+            }
+            () if xdp && self.audio() != Audio::Tagged => {
+                Some("--engine xdp makes payloads in the kernel, which can do --audio tagged only")
+            }
+            () if xdp && self.codec.bytes_per_ms().is_none() => {
+                Some("--engine xdp makes packets of one length: use --codec pcmu, pcma or g722")
+            }
+            () if xdp && self.loss + self.reorder + self.duplicate > 0.0 => Some(
+                "--engine xdp sends every packet once and in order: \
+                 use --engine sendmmsg for --loss, --reorder and --duplicate",
+            ),
+            () if xdp && self.xdp_interface.is_none() => {
+                Some("--engine xdp needs to know where its packets leave: give --xdp-interface")
+            }
+            () => None,
         }
     }
 }

@@ -8,6 +8,8 @@ use super::codec::{Audio, Codec};
 pub const PAYLOAD_MAX: usize = 1_024;
 /// RTCP sender reports leave a stream this often.
 const REPORT_INTERVAL_MS: u32 = 5_000;
+/// Bytes at the beginning of a tagged payload that tell it from all others.
+pub const TAG: usize = 16;
 const MILLION: u32 = 1_000_000;
 
 /// The parameters of a run. Together with a call and a stream index they determine every packet.
@@ -28,6 +30,8 @@ pub struct Plan {
     pub loss_ppm: u32,
     pub reorder_ppm: u32,
     pub duplicate_ppm: u32,
+    /// Whether RTCP sender reports go with the streams.
+    pub sender_reports: bool,
 }
 
 /// One stream of one call, with what all its packets share.
@@ -120,8 +124,17 @@ impl Plan {
         match self.audio {
             Audio::Random => fill_random(stream.draw(Draw::Payload, index), &mut out[..len]),
             Audio::Tone => audio::tone(self.codec, stream, u64::from(index) * len as u64, &mut out[..len]),
+            Audio::Tagged => self.fill_tagged(stream.tag(index), &mut out[..len]),
         }
         len
+    }
+
+    /// A pattern that belongs to the seed, behind a tag.
+    fn fill_tagged(&self, tag: u64, out: &mut [u8]) {
+        let (own, pattern) = out.split_at_mut(TAG.min(out.len()));
+        let tag = u128::from(tag) << 64 | u128::from(!tag);
+        own.copy_from_slice(&tag.to_be_bytes()[..own.len()]);
+        fill_random(mix(self.seed ^ 0x54), pattern);
     }
 
     /// The first two packets and the last are always sent, once and in place: what a receiver counts as lost is then
@@ -187,13 +200,23 @@ impl Plan {
     /// Whether a sender report goes with this turn. Streams do not report in step.
     pub fn reports(&self, stream: &StreamPlan, turn: u32) -> bool {
         let interval = (REPORT_INTERVAL_MS / self.ptime_ms).max(1);
-        (turn + (stream.key % u64::from(interval)) as u32) % interval == interval - 1
+        self.sender_reports && (turn + (stream.key % u64::from(interval)) as u32) % interval == interval - 1
     }
 }
 
 impl StreamPlan {
     pub fn seq(&self, index: u32) -> u16 {
         self.first_seq.wrapping_add(index as u16)
+    }
+
+    /// Tells a tagged packet from all others; in the packet its complement follows, so that both together add nothing to a
+    /// checksum.
+    pub fn tag(&self, index: u32) -> u64 {
+        mix(self.tag_key() ^ u64::from(index))
+    }
+
+    pub fn tag_key(&self) -> u64 {
+        self.key ^ (Draw::Payload as u64) << 32
     }
 
     fn draw(&self, what: Draw, index: u32) -> u64 {
@@ -295,6 +318,7 @@ pub mod tests {
             loss_ppm: 20_000,
             reorder_ppm: 30_000,
             duplicate_ppm: 10_000,
+            sender_reports: true,
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::codec::{Audio, Codec};
 use super::media;
-use super::options::{RunOptions, Transport};
+use super::options::{Engine, RunOptions, Transport};
 use super::plan::Plan;
 use super::signalling;
 use super::usage::{self, Cpu};
@@ -21,6 +21,7 @@ pub struct RunReport {
     pub seed: u64,
     pub target: String,
     pub transport: Transport,
+    pub engine: Engine,
     pub codec: Codec,
     pub audio: Audio,
     pub ptime_ms: u32,
@@ -62,6 +63,10 @@ pub struct Quantiles {
 pub struct Media {
     pub packets_sent: u64,
     pub rtcp_sent: u64,
+    /// Packets that the interface was given and did not send; `None`: they left through sockets.
+    pub packets_dropped: Option<u64>,
+    /// Packets of anybody that left through the interface meanwhile.
+    pub interface_sent: Option<u64>,
     /// Packets that should have been sent and were not, because the kernel refused them.
     pub packets_refused: u64,
     pub refusal: Option<String>,
@@ -87,6 +92,8 @@ pub struct Recorder {
 #[derive(Clone, Debug, Serialize)]
 pub struct Load {
     pub cpu_ns_per_packet: f64,
+    /// The media thread alone; on loopback and veth that includes the kernel's part of receiving.
+    pub media_ns_per_packet: Option<f64>,
     /// The media thread alone, without what the kernel does for it.
     pub media_user_ns_per_packet: Option<f64>,
     pub user_seconds: f64,
@@ -107,6 +114,7 @@ impl RunReport {
             seed: plan.seed,
             target: options.target.to_string(),
             transport: options.transport,
+            engine: options.engine,
             codec: plan.codec,
             audio: plan.audio,
             ptime_ms: plan.ptime_ms,
@@ -137,6 +145,15 @@ impl RunReport {
             let why = self.media.refusal.as_deref().unwrap_or("unknown");
             self.problems
                 .push(format!("{} packets were refused by the kernel: {why}", self.media.packets_refused));
+        }
+        if let Some(dropped) = self.media.packets_dropped.filter(|dropped| *dropped > 0) {
+            self.problems.push(format!("{dropped} packets were dropped by the interface before they left"));
+        }
+        if let Some(counted) = self.media.interface_sent.filter(|counted| *counted < self.media.packets_sent)
+        {
+            self.warnings.push(format!(
+                "the interface has counted only {counted} packets that left: a veth needs GRO or an XDP program on its other end"
+            ));
         }
         if self.media.late > 0 {
             self.warnings.push(format!(
@@ -185,13 +202,16 @@ impl Quantiles {
 impl Media {
     fn new(figures: &media::Figures) -> Media {
         let seconds = figures.span.map_or(Duration::ZERO, |(first, last)| last - first).as_secs_f64();
+        let sent = figures.sent - figures.interface_dropped.unwrap_or(0).min(figures.sent);
         Media {
-            packets_sent: figures.sent,
+            packets_sent: sent,
+            packets_dropped: figures.interface_dropped,
+            interface_sent: figures.interface_sent,
             rtcp_sent: figures.rtcp_sent,
             packets_refused: figures.refused,
             refusal: figures.refusal.clone().filter(|_| figures.refused > 0),
             seconds,
-            packets_per_second: if seconds > 0.0 { figures.sent as f64 / seconds } else { 0.0 },
+            packets_per_second: if seconds > 0.0 { sent as f64 / seconds } else { 0.0 },
             lateness_us: Quantiles::of(&figures.lateness, 1e3),
             late: figures.late,
         }
@@ -219,6 +239,7 @@ impl Load {
         let packets = media.sent.max(1) as f64;
         Some(Load {
             cpu_ns_per_packet: used.total().as_nanos() as f64 / packets,
+            media_ns_per_packet: media.cpu.map(|cpu| cpu.total().as_nanos() as f64 / packets),
             media_user_ns_per_packet: media.cpu.map(|cpu| cpu.user.as_nanos() as f64 / packets),
             user_seconds: used.user.as_secs_f64(),
             system_seconds: used.system.as_secs_f64(),
@@ -250,7 +271,11 @@ impl Display for RunReport {
             writeln!(f, "recorder  {recorder}")?;
         }
         if let Some(load) = &self.load {
-            writeln!(f, "this tool {:.0} ns CPU per packet", load.cpu_ns_per_packet)?;
+            write!(f, "this tool {:.0} ns CPU per packet", load.cpu_ns_per_packet)?;
+            match load.media_ns_per_packet {
+                Some(media) => writeln!(f, ", {media:.0} of it the media thread")?,
+                None => writeln!(f)?,
+            }
         }
         if let Some(verify) = &self.verify {
             write!(f, "{verify}")?;

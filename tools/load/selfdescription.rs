@@ -8,6 +8,8 @@ use super::plan::Plan;
 use super::template::Source;
 
 const OPEN: &str = "<load:run ";
+const YES: &str = "yes";
+const NO: &str = "no";
 
 /// What one call of a run says of itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +27,7 @@ pub fn write(plan: &Plan, call: u32, call_id: &str, sources: &[Source]) -> Strin
     format!(
         "{OPEN}xmlns:load=\"urn:sipreel:load:1\" run=\"{}\" seed=\"{}\" calls=\"{}\" call=\"{call}\" streams=\"{}\" \
          codec=\"{}\" audio=\"{}\" ptime=\"{}\" packets=\"{}\" loss-ppm=\"{}\" reorder-ppm=\"{}\" duplicate-ppm=\"{}\" \
-         call-id=\"{call_id}\" rtp=\"{}\" rtcp=\"{}\"/>",
+         sender-reports=\"{}\" call-id=\"{call_id}\" rtp=\"{}\" rtcp=\"{}\"/>",
         plan.run,
         plan.seed,
         plan.calls,
@@ -37,6 +39,7 @@ pub fn write(plan: &Plan, call: u32, call_id: &str, sources: &[Source]) -> Strin
         plan.loss_ppm,
         plan.reorder_ppm,
         plan.duplicate_ppm,
+        if plan.sender_reports { YES } else { NO },
         join(|source| source.rtp),
         join(|source| source.rtcp),
     )
@@ -62,6 +65,7 @@ pub fn read(xml: &str) -> Option<Described> {
         loss_ppm: number("loss-ppm")?,
         reorder_ppm: number("reorder-ppm")?,
         duplicate_ppm: number("duplicate-ppm")?,
+        sender_reports: attribute("sender-reports").is_none_or(|value| value == YES),
     };
     let addresses = |name: &str| -> Option<Vec<SocketAddr>> {
         attribute(name)?.split(' ').map(|text| text.parse().ok()).collect()
@@ -89,6 +93,14 @@ mod tests {
         let described = read(&text).unwrap();
         let expected = Described { plan: plan(), call: 1, call_id: "c@h".into(), sources: sources() };
         assert_eq!(described, expected);
+    }
+
+    #[test]
+    fn a_run_without_sender_reports_says_so_and_older_ones_had_them() {
+        let silent = Plan { sender_reports: false, ..plan() };
+        assert!(!read(&write(&silent, 1, "c@h", &sources())).unwrap().plan.sender_reports);
+        let older = write(&plan(), 1, "c@h", &sources()).replace(" sender-reports=\"yes\"", "");
+        assert_eq!(read(&older).unwrap().plan, plan());
     }
 
     #[test]

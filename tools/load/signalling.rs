@@ -3,7 +3,7 @@
 use crossbeam::channel::Sender as Orders;
 use hdrhistogram::Histogram;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -38,6 +38,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const STOP_POLL: Duration = Duration::from_millis(50);
 /// Inputs handled before the timers are looked at again.
 const INPUTS_PER_TURN: usize = 256;
+
+/// BYEs may be made up for that were due so long ago: timers are late, but a flood helps nobody.
+const LEAVE_SLACK: Duration = Duration::from_millis(20);
 
 /// What reaches the task.
 #[derive(Debug)]
@@ -210,6 +213,9 @@ pub struct Signalling<'a> {
     timers: BinaryHeap<Reverse<(Instant, u32)>>,
     pairs: usize,
     next_call: u32,
+    /// Calls whose media is over, and when the next of them may say BYE.
+    leaving: VecDeque<u32>,
+    next_leave: Instant,
     over: u32,
     settled: u32,
     /// Established calls whose streams still run.
@@ -233,8 +239,8 @@ impl<'a> Signalling<'a> {
         let site = Rc::new(site);
         let streams = site.plan.streams as usize;
         let call = |index: u32| {
-            let own =
-                sources.iter().copied().cycle().skip(index as usize * streams % sources.len()).take(streams);
+            let first = index as usize * streams;
+            let own = (first..first + streams).map(|n| sources[n % sources.len()]);
             Call::new(site.clone(), index, own.collect())
         };
         Signalling {
@@ -245,6 +251,8 @@ impl<'a> Signalling<'a> {
             timers: BinaryHeap::new(),
             pairs: sources.len(),
             next_call: 0,
+            leaving: VecDeque::new(),
+            next_leave: clock::now(),
             over: 0,
             settled: 0,
             sending: 0,
@@ -255,12 +263,13 @@ impl<'a> Signalling<'a> {
         }
     }
 
-    /// Sets all calls up at `rate` a second, and runs until the last is over.
+    /// Sets all calls up at `rate` a second, ends them no faster, and runs until the last is over.
     pub async fn run(mut self, rate: f64) -> (Figures, Window) {
         let start = clock::now();
         while self.over < self.calls.len() as u32 || self.sending > 0 {
             let now = clock::now();
             self.invite_due(start, rate, now);
+            self.leave_due(rate, now);
             self.tick_due(now);
             self.look_for_stop(now);
             let wake = self.wake(start, rate, now);
@@ -288,6 +297,16 @@ impl<'a> Signalling<'a> {
         }
     }
 
+    fn leave_due(&mut self, rate: f64, now: Instant) {
+        while self.next_leave <= now {
+            let Some(call) = self.leaving.pop_front() else { return };
+            let since = now.checked_sub(LEAVE_SLACK).map_or(now, |earliest| self.next_leave.max(earliest));
+            self.next_leave = since + Duration::from_secs_f64(1.0 / rate);
+            let effects = self.calls[call as usize].hang_up(now);
+            self.apply(call, effects);
+        }
+    }
+
     fn tick_due(&mut self, now: Instant) {
         while self.timers.peek().is_some_and(|Reverse((at, _))| *at <= now) {
             let Some(Reverse((_, call))) = self.timers.pop() else { return };
@@ -309,7 +328,8 @@ impl<'a> Signalling<'a> {
     fn wake(&self, start: Instant, rate: f64, now: Instant) -> Instant {
         let timer = self.timers.peek().map(|Reverse((at, _))| *at);
         let invite = self.invite_at(start, rate).filter(|_| !self.figures.interrupted);
-        [timer, invite].into_iter().flatten().fold(now + STOP_POLL, Instant::min)
+        let leave = self.leaving.front().map(|_| self.next_leave);
+        [timer, invite, leave].into_iter().flatten().fold(now + STOP_POLL, Instant::min)
     }
 
     fn drain(&mut self) {
@@ -331,26 +351,27 @@ impl<'a> Signalling<'a> {
             },
             Input::Garbage => self.figures.garbage += 1,
             Input::Closed { connection } => self.closed(connection),
-            Input::Finished(done) => self.finished(done, now),
+            Input::Finished(done) => self.finished(done),
             Input::MediaLost => self.media_lost(now),
         }
     }
 
-    fn finished(&mut self, done: Finished, now: Instant) {
+    fn finished(&mut self, done: Finished) {
         self.figures.turns.insert(done.call, done.turns);
         self.sending -= 1;
         self.window.note(Edge::FirstFinished);
         if self.sending == 0 {
             self.window.note(Edge::LastFinished);
         }
-        let effects = self.calls[done.call as usize].hang_up(now);
-        self.apply(done.call, effects);
+        self.leaving.push_back(done.call);
     }
 
     fn media_lost(&mut self, now: Instant) {
         self.figures.interrupted = true;
         self.sending = 0;
-        self.hang_up_all(now, |_, _| true);
+        self.leaving.extend(0..self.next_call);
+        let begun = self.next_call;
+        self.hang_up_all(now, |_, call| call >= begun);
     }
 
     fn hang_up_all(&mut self, now: Instant, which: impl Fn(&Figures, u32) -> bool) {
@@ -426,6 +447,7 @@ impl<'a> Signalling<'a> {
         self.settled += 1;
         if self.settled == self.calls.len() as u32 {
             self.window.note(Edge::AllSettled);
+            let _ = self.orders.send(Order::Settled);
         }
     }
 }

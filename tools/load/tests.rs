@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::codec::Codec;
 use super::message::{Framer, Message, Start};
 use super::options::Transport;
 use super::selfdescription;
@@ -242,7 +243,13 @@ fn play(options: &RunOptions) -> RunReport {
 #[test]
 fn a_run_over_udp_is_whole() {
     let recorder = Recorder::start(Transport::Udp, HONEST);
-    let impaired = RunOptions { loss: 0.05, reorder: 0.05, duplicate: 0.05, ..options(&recorder) };
+    let impaired = RunOptions {
+        audio: Some(Audio::Tagged),
+        loss: 0.05,
+        reorder: 0.05,
+        duplicate: 0.05,
+        ..options(&recorder)
+    };
     let report = play(&impaired);
     assert!(report.is_good(), "{report}");
     let verified = report.verify.unwrap();
@@ -320,7 +327,17 @@ fn a_run_that_is_stopped_says_goodbye_and_expects_no_more_than_it_sent() {
 }
 
 #[test]
-fn a_tone_that_no_codec_carries_is_refused() {
-    let options = RunOptions { audio: Audio::Tone, codec: Codec::Opus, ..RunOptions::default() };
-    assert!(matches!(run(&options, &Arc::default(), &mut |_| {}), Err(RunError::ToneNeedsG711)));
+fn flags_that_cannot_work_together_are_refused() {
+    let xdp =
+        || RunOptions { engine: Engine::Xdp, xdp_interface: Some("lo".into()), ..RunOptions::default() };
+    let refused = |options: RunOptions| {
+        let outcome = run(&options, &Arc::default(), &mut |_| {});
+        matches!(outcome, Err(RunError::Contradiction(_)))
+    };
+    assert!(refused(RunOptions { audio: Some(Audio::Tone), codec: Codec::Opus, ..RunOptions::default() }));
+    assert!(refused(RunOptions { codec: Codec::Opus, ..xdp() }));
+    assert!(refused(RunOptions { audio: Some(Audio::Random), ..xdp() }));
+    assert!(refused(RunOptions { reorder: 0.1, ..xdp() }));
+    assert!(refused(RunOptions { xdp_interface: None, ..xdp() }));
+    assert_eq!(xdp().contradiction(), None);
 }

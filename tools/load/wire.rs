@@ -19,6 +19,9 @@ const ATTEMPTS: u8 = 8;
 /// Where source ports are looked for: above the range that recorders use by default, then below it.
 const PORTS: [std::ops::Range<u16>; 2] = [40_000..65_534, 10_000..20_000];
 
+/// Where nothing is bound: all but the ports of services.
+const UNBOUND_PORTS: std::ops::Range<u16> = 1_024..65_534;
+
 /// Source sockets: RTP at index 2n, RTCP at 2n+1.
 pub struct Sources {
     sockets: Vec<Socket>,
@@ -42,12 +45,23 @@ impl Sources {
             let [rtp, rtcp] = [port, port + 1].map(|port| SocketAddr::new(ip, port));
             sources.addresses.push(Source { rtp, rtcp });
         }
-        match sources.addresses.len() < least {
+        sources.enough(ip, least)
+    }
+
+    /// Addresses for packets that no socket sends: `wanted` pairs, or as many as there are.
+    pub fn unbound(ip: IpAddr, wanted: usize, least: usize) -> io::Result<Sources> {
+        let pairs = UNBOUND_PORTS.step_by(2).take(wanted.max(least));
+        let source = |port| Source { rtp: SocketAddr::new(ip, port), rtcp: SocketAddr::new(ip, port + 1) };
+        Sources { sockets: Vec::new(), addresses: pairs.map(source).collect() }.enough(ip, least)
+    }
+
+    fn enough(self, ip: IpAddr, least: usize) -> io::Result<Sources> {
+        match self.addresses.len() < least {
             true => Err(io::Error::new(
                 io::ErrorKind::AddrInUse,
                 format!("fewer than {least} port pairs are free on {ip}"),
             )),
-            false => Ok(sources),
+            false => Ok(self),
         }
     }
 }

@@ -2,7 +2,7 @@
 //! but the directory: every recording's metadata says which run it belongs to and what was sent.
 
 mod check;
-mod frames;
+pub mod frames;
 mod recording;
 
 pub use check::Counts;
