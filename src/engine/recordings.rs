@@ -115,6 +115,8 @@ pub struct Recordings {
     files: Files,
     pool: Pool,
     writes: Vec<Write>,
+    /// Files that are written in whole multiples of the disk's alignment go past the page cache.
+    direct: bool,
     flush_interval: Duration,
     jobs: Jobs,
     counters: Arc<ReactorCounters>,
@@ -156,6 +158,7 @@ impl Recordings {
         sessions: usize,
         files: Files,
         pool: Pool,
+        direct: bool,
         flush_interval: Duration,
         jobs: Sender<Job>,
         counters: Arc<ReactorCounters>,
@@ -173,6 +176,7 @@ impl Recordings {
             files,
             pool,
             writes: Vec::with_capacity(limits::WRITES_PER_PACKET + limits::STREAMS_PER_RECORDING_MAX),
+            direct,
             flush_interval,
             jobs: Jobs { queue: jobs, kept: VecDeque::new() },
             counters,
@@ -722,6 +726,7 @@ impl Live {
             .map(|file| NewFile {
                 name: self.media.file_name(file as u8),
                 header: self.media.file_header(file as u8, now.wall),
+                direct: false,
             })
             .collect();
         self.headers = files.iter().map(|file| file.header.len() as u64).collect();
@@ -830,7 +835,16 @@ mod tests {
             let (queue, jobs) = bounded(64);
             let files = Files::new(8, 8, Recorded::new().0, counters.clone());
             let flush = Duration::from_secs(2);
-            let recordings = Recordings::new(8, 4, files, Pool::new(8), flush, queue, counters.clone());
+            let recordings = Recordings::new(
+                8,
+                4,
+                files,
+                Pool::new(8, limits::BLOCK_SIZE).unwrap(),
+                false,
+                flush,
+                queue,
+                counters.clone(),
+            );
             let (events, dir) = (Vec::new(), TempDir::new().unwrap());
             let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
             Bench { ring, media, ports, recordings, jobs, events, counters, dir, now }
