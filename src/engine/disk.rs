@@ -35,7 +35,6 @@ pub struct Lost {
     pub recording: u32,
     pub file: u8,
     pub packets: Shares,
-    pub bytes: u64,
     pub cause: DropCause,
     /// errno of a failed write.
     pub errno: i32,
@@ -213,7 +212,7 @@ impl Files {
 
     fn lose(&mut self, pool: &mut Pool, slot: u32, write: Write, cause: DropCause, errno: i32) -> Lost {
         let Slot { recording, file, .. } = self.slots[slot as usize];
-        let lost = Lost { recording, file, packets: write.packets, bytes: write.bytes, cause, errno };
+        let lost = Lost { recording, file, packets: write.packets, cause, errno };
         self.give_up(pool, write, cause);
         lost
     }

@@ -198,18 +198,19 @@ impl Recordings {
         self.active.is_empty()
     }
 
-    /// A packet of this port comes soon: fetches the recording.
+    /// A packet of this port comes soon: fetches what it will touch of the recording.
     pub fn prefetch_recording(&self, index: u32) {
-        if let Some(live) = &self.live[self.ports[index as usize].recording as usize] {
-            prefetch((&raw const **live).cast(), size_of::<Live>().div_ceil(limits::CACHE_LINE));
-        }
-    }
-
-    /// The same a little later, when the recording is there: fetches what it points to.
-    pub fn prefetch_stream(&self, index: u32) {
         let PortUse { recording, stream, .. } = self.ports[index as usize];
         if let Some(live) = &self.live[recording as usize] {
             live.media.touched(stream).into_iter().for_each(|(start, lines)| prefetch(start, lines));
+        }
+    }
+
+    /// The same a little later, when that is there: fetches what it points to.
+    pub fn prefetch_stream(&self, index: u32) {
+        let PortUse { recording, stream, .. } = self.ports[index as usize];
+        if let Some(live) = &self.live[recording as usize] {
+            live.media.touched_then(stream).into_iter().for_each(|(start, lines)| prefetch(start, lines));
         }
     }
 
@@ -632,7 +633,7 @@ impl Recordings {
 
     fn lost(&mut self, lost: &Lost) {
         let Some(live) = self.live[lost.recording as usize].as_mut() else { return };
-        live.media.dropped(&lost.packets, lost.bytes);
+        live.media.dropped(&lost.packets);
         live.lost_in_writes += lost.packets.total();
         let why = match lost.cause {
             DropCause::QueueFull => "the disk is too slow".to_owned(),
