@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::Wall;
 use crate::counters::DropCause;
 use crate::limits::{
-    BLOCK_SIZE, CACHE_LINE, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
+    BLOCK_SIZE, CACHE_LINE, DISK_ALIGNMENT, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
 };
 use crate::media::stage::{Exits, Load, Stage};
 use crate::media::stream::{Reception, Source, Track};
@@ -62,6 +62,8 @@ const _: () = assert!(std::mem::offset_of!(Stream, frame) == CACHE_LINE);
 struct Rest {
     elapsed: Elapsed,
     format: Format,
+    /// The pcap is written in multiples of the disk's alignment.
+    aligned: bool,
     streams: Vec<StreamRest>,
     conversations: Conversations,
 }
@@ -82,10 +84,30 @@ impl Recording {
         let (elapsed, conversations) = (Elapsed::default(), Conversations::default());
         Recording {
             stage: Stage::new(0),
-            rest: Box::new(Rest { elapsed, format, streams: Vec::with_capacity(NEAR), conversations }),
+            rest: Box::new(Rest {
+                elapsed,
+                format,
+                aligned: false,
+                streams: Vec::with_capacity(NEAR),
+                conversations,
+            }),
             far: None,
             near: [const { Stream::UNUSED }; NEAR],
         }
+    }
+
+    /// For files that are written past the page cache: what the pcap begins with and each of its writes are a multiple of
+    /// [`DISK_ALIGNMENT`] long. The last frame in each is followed by zeroes, as if it were Ethernet's padding.
+    pub fn aligned(mut self) -> Recording {
+        self.rest.aligned = self.rest.format == Format::Pcap;
+        self
+    }
+
+    /// Leaves a share of the pcap's first block empty, in 256ths. Recordings that begin at the same moment would otherwise all
+    /// fill their blocks at the same moment, again and again.
+    pub fn staggered(mut self, share: u8) -> Recording {
+        self.stage.spare(share);
+        self
     }
 
     /// The new stream's index: 0, 1, … Raw: also the index of its file. At most [`STREAMS_PER_RECORDING_MAX`] may be added.
@@ -129,16 +151,47 @@ impl Recording {
         }
     }
 
-    /// What the file begins with, possibly nothing. To be asked once, when the file is opened, and written before all else.
-    pub fn file_header(&mut self, file: u8, at: Wall) -> Vec<u8> {
+    /// What the file begins with, possibly nothing: in a pcap also the SIP messages that there are by then. To be asked once, when
+    /// the file is opened, and written before all else.
+    pub fn file_header(&mut self, file: u8, at: Wall, signals: &[Signal<'_>]) -> Vec<u8> {
         if self.rest.format == Format::Pcap {
-            return pcap::FILE_HEADER.to_vec();
+            return self.capture_header(signals);
         }
         let to = self.rest.streams.get(usize::from(file)).map(|rest| rest.to_rtp);
         match (self.stream_mut(file), to) {
             (Some(Stream { sink: Sink::Dump(dump), .. }), Some(to)) => dump.begin(at, to),
             _ => Vec::new(),
         }
+    }
+
+    fn capture_header(&mut self, signals: &[Signal<'_>]) -> Vec<u8> {
+        let mut bytes = pcap::FILE_HEADER.to_vec();
+        let mut last = 0;
+        for signal in signals {
+            if !signal.tcp {
+                last = append(
+                    &mut bytes,
+                    |room| udp_frame(signal).write(room, signal.at, signal.bytes),
+                    signal.bytes.len(),
+                );
+                continue;
+            }
+            for segment in signal.bytes.chunks(Tcp::SEGMENT_MAX) {
+                let tcp = self.rest.conversations.of(signal);
+                last = append(
+                    &mut bytes,
+                    |room| tcp.write(room, signal.at, signal.received, segment),
+                    segment.len(),
+                );
+            }
+        }
+        if self.rest.aligned && last > 0 {
+            let len = bytes.len();
+            bytes.resize(len.next_multiple_of(DISK_ALIGNMENT), 0);
+            let by = bytes.len() - len;
+            pcap::lengthen(&mut bytes[last..], by);
+        }
+        bytes
     }
 
     /// Takes one datagram of a stream's ports. `Ok`: it is in a block, and will leave in the `packets` of exactly one write.
@@ -359,9 +412,7 @@ impl Recording {
         signal: &Signal<'_>,
         exits: &mut Exits<'_, B>,
     ) -> Result<(), DropCause> {
-        let (from, to) =
-            if signal.received { (signal.peer, signal.local) } else { (signal.local, signal.peer) };
-        let mut frame = Frame::udp(from, to);
+        let mut frame = udp_frame(signal);
         self.make_room(frame.record_len(signal.bytes.len()), exits);
         let written = frame.write(self.stage.room(exits.blocks)?, signal.at, signal.bytes);
         self.stage.commit(self.stage.len() + written, no_media(signal));
@@ -402,6 +453,11 @@ impl Recording {
         for (stream, index) in self.streams_mut().zip(0..) {
             packets.add(index, std::mem::take(&mut stream.staged));
         }
+        if self.rest.aligned
+            && let Some((record, by)) = self.stage.align()
+        {
+            pcap::lengthen(record, by);
+        }
         self.stage.send_off(Place::Append, packets, writes);
     }
 
@@ -428,6 +484,23 @@ impl Recording {
             Sink::Timeline(file) => Some(file.stage()),
         });
         raw.chain([&self.stage])
+    }
+}
+
+/// Appends a record that `write` makes of so many bytes. Where it begins.
+fn append(bytes: &mut Vec<u8>, write: impl FnOnce(&mut [u8]) -> usize, payload: usize) -> usize {
+    let start = bytes.len();
+    bytes.resize(start + Tcp::OVERHEAD + payload, 0);
+    let written = write(&mut bytes[start..]);
+    bytes.truncate(start + written);
+    start
+}
+
+fn udp_frame(signal: &Signal<'_>) -> Frame {
+    if signal.received {
+        Frame::udp(signal.peer, signal.local)
+    } else {
+        Frame::udp(signal.local, signal.peer)
     }
 }
 
@@ -715,7 +788,7 @@ mod tests {
                 assert_eq!(usize::from(recording.add_stream(spec(&index.to_string(), codecs))), index);
             }
             let count = recording.files() as u8;
-            let files = (0..count).map(|file| recording.file_header(file, Wall(START))).collect();
+            let files = (0..count).map(|file| recording.file_header(file, Wall(START), &[])).collect();
             Bench {
                 recording,
                 pool: Pool { left: 1_000, free: vec![] },

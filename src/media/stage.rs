@@ -2,7 +2,7 @@
 
 use crate::clock::Wall;
 use crate::counters::DropCause;
-use crate::limits::{BLOCK_SIZE, CACHE_LINE, RECORD_USUAL};
+use crate::limits::{BLOCK_SIZE_MAX, CACHE_LINE, DISK_ALIGNMENT, RECORD_USUAL};
 use crate::media::{Block, Blocks, Data, Place, Shares, Touched, Write};
 
 /// Where blocks come from and writes go to, for the time of one call.
@@ -32,15 +32,24 @@ pub(super) struct Stage {
     len: u32,
     /// Media datagrams.
     packets: u32,
+    /// Where the last of what is staged begins.
+    last: u32,
     file: u8,
+    /// 256ths of the block that are left empty.
+    spared: u8,
 }
 
 // The length of what is staged is counted in 32 bits.
-const _: () = assert!(BLOCK_SIZE < u32::MAX as usize);
+const _: () = assert!(BLOCK_SIZE_MAX < u32::MAX as usize);
 
 impl Stage {
     pub fn new(file: u8) -> Stage {
-        Stage { block: None, since: Wall(0), bytes: 0, len: 0, packets: 0, file }
+        Stage { block: None, since: Wall(0), bytes: 0, len: 0, packets: 0, last: 0, file, spared: 0 }
+    }
+
+    /// Leaves a share of the next block empty, in 256ths: files that begin together are then not written together for ever.
+    pub fn spare(&mut self, share: u8) {
+        self.spared = share;
     }
 
     pub fn file(&self) -> u8 {
@@ -89,7 +98,8 @@ impl Stage {
     /// Whether a record of this length has to wait for another block. Never so where nothing is staged.
     #[inline]
     pub fn is_full_for(&self, wanted: usize) -> bool {
-        self.len() + wanted > self.capacity() && self.len > 0
+        let capacity = self.capacity();
+        self.len() + wanted > capacity - (capacity * usize::from(self.spared) >> 8) && self.len > 0
     }
 
     /// The rest of the block, or all of a new one.
@@ -103,9 +113,21 @@ impl Stage {
     #[inline]
     pub fn commit(&mut self, len: usize, load: Load) {
         self.since = if self.len == 0 { load.at } else { self.since.min(load.at) };
+        self.last = self.len;
         self.len = self.len.max(len as u32);
         self.packets += u32::from(load.stream.is_some());
         self.bytes += load.bytes;
+    }
+
+    /// Fills the block with zeroes up to the next multiple of the disk's alignment. The last of what is staged, and by how many
+    /// bytes it is longer now; nothing where nothing is staged.
+    pub fn align(&mut self) -> Option<(&mut [u8], usize)> {
+        let (last, len) = (self.last as usize, self.len());
+        let aligned = len.next_multiple_of(DISK_ALIGNMENT);
+        let block = self.block.as_deref_mut().filter(|block| len > 0 && aligned <= block.len())?;
+        block[len..aligned].fill(0);
+        self.len = aligned as u32;
+        Some((&mut block[last..aligned], aligned - len))
     }
 
     /// Hands the block over, if there is anything in it. `packets` are those staged, by stream.

@@ -44,6 +44,17 @@ pub fn write_frame(out: &mut [u8], at: Wall, frame: &[u8]) -> usize {
     RECORD_HEADER + kept
 }
 
+/// Makes a record longer: zeroes have been put behind its frame, where Ethernet has its padding and trailer. Whoever reads the
+/// frame goes by the lengths of IP and UDP.
+pub fn lengthen(record: &mut [u8], by: usize) {
+    for field in [8, 12] {
+        if let Some(length) = record.get_mut(field..field + 4) {
+            let old = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+            length.copy_from_slice(&(old + by as u32).to_le_bytes());
+        }
+    }
+}
+
 /// The record of one UDP flow: headers built once, patched per packet. Those of IPv4 lie in one cache line.
 #[derive(Clone, Debug)]
 #[repr(C)]
