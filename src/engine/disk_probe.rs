@@ -1,23 +1,23 @@
 //! How fast a directory takes recordings: blocks written to many files at once, the way the recorder writes them.
 //!
-//! Writes go through the page cache like the recorder's, and each block is sent to the device at once: a file's next block
-//! waits for the one before. So at most one block of each file is on its way, the figure is the device's and not the
-//! cache's, and nothing is left to be written when the time is over. The files have no names (they are unlinked as soon as
-//! they are made), so they are gone with the process, however it ends.
+//! Writes go through the page cache like the recorder's, a block to each file in turn, and are then synced: a round. Rounds
+//! grow until one takes its share of the time, so a fast device gets large ones, in which a sync is a small part, and a slow one
+//! is not held up for long. Only rounds of the last size count. The files have no names (they are unlinked as soon as they are
+//! made), so they are gone with the process, however it ends.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
 use super::cpu;
-use crate::clock::Mono;
 use crate::limits::BLOCK_SIZE;
+
+/// A round that takes less than this share of the time is followed by one twice as large.
+const ROUND_SHARE: u32 = 4;
 
 /// How much a calibration may take.
 #[derive(Clone, Copy, Debug)]
@@ -25,15 +25,16 @@ pub struct Bounds {
     pub files: usize,
     /// Threads that write, as the kernel's workers do for a reactor.
     pub writers: usize,
-    /// What is on its way when it ends is waited for beyond it.
+    /// No round begins after it.
     pub time: Duration,
+    /// Of all rounds.
     pub bytes: u64,
 }
 
 #[derive(Clone, Debug)]
 pub struct Speed {
+    /// Written and synced by the rounds that count, and the time they took.
     pub bytes: u64,
-    /// From the first write until everything was synced.
     pub time: Duration,
     /// Of one write of a block into the page cache.
     pub p50: Duration,
@@ -47,29 +48,27 @@ impl Speed {
     }
 }
 
-/// Writes into `dir` for as long as the bounds say, syncs, and leaves nothing behind.
+/// Writes into `dir` for as long as the bounds say (one round at least), and leaves nothing behind.
 pub fn calibrate(dir: &Path, bounds: Bounds) -> io::Result<Speed> {
-    let writers = bounds.writers.clamp(1, bounds.files.max(1));
     let files: Vec<File> = (0..bounds.files.max(1)).map(|n| unnamed(dir, n)).collect::<io::Result<_>>()?;
     let begin = cpu::now().mono;
-    let budget = Budget { deadline: begin + bounds.time, bytes: AtomicU64::new(bounds.bytes) };
-    let parts: Vec<io::Result<Part>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = files
-            .chunks(files.len().div_ceil(writers))
-            .map(|files| scope.spawn(|| write(files, &budget)))
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into())))
-            .collect()
-    });
-    let time = cpu::now().mono.since(begin);
     let mut latency = latencies();
-    let mut bytes = 0;
-    for part in parts {
-        let part = part?;
-        bytes += part.bytes;
-        latency.add(&part.latency).expect("both have the same bounds");
+    let mut round = Round { from: 0, blocks: 1 };
+    let (mut bytes, mut time) = (0, Duration::ZERO);
+    loop {
+        let before = cpu::now().mono;
+        latency.add(round.write(&files, bounds.writers)?).expect("both have the same bounds");
+        let took = cpu::now().mono.since(before);
+        (bytes, time) = (bytes + round.blocks * of_each(&files), time + took);
+        let short = took < bounds.time / ROUND_SHARE;
+        round = Round { from: round.end(), blocks: round.blocks * if short { 2 } else { 1 } };
+        let over = cpu::now().mono.since(begin) >= bounds.time;
+        if over || round.end() * of_each(&files) > bounds.bytes {
+            break;
+        }
+        if short {
+            (bytes, time) = (0, Duration::ZERO);
+        }
     }
     let at = |quantile| Duration::from_nanos(latency.value_at_quantile(quantile));
     Ok(Speed { bytes, time, p50: at(0.5), p99: at(0.99), max: Duration::from_nanos(latency.max()) })
@@ -82,26 +81,9 @@ fn unnamed(dir: &Path, n: usize) -> io::Result<File> {
     Ok(file)
 }
 
-struct Budget {
-    deadline: Mono,
-    bytes: AtomicU64,
-}
-
-impl Budget {
-    /// Whether one more block may be written.
-    fn take(&self) -> bool {
-        let block = BLOCK_SIZE as u64;
-        cpu::now().mono < self.deadline
-            && self
-                .bytes
-                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(block))
-                .is_ok()
-    }
-}
-
-struct Part {
-    bytes: u64,
-    latency: Histogram<u64>,
+/// Bytes of one block of each file.
+fn of_each(files: &[File]) -> u64 {
+    files.len() as u64 * BLOCK_SIZE as u64
 }
 
 /// Nanoseconds up to a minute, to 1 %.
@@ -109,52 +91,45 @@ fn latencies() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("the bounds are constants that fit")
 }
 
-/// Round after round over the files, a block each, until the budget is gone; then everything is synced.
-fn write(files: &[File], budget: &Budget) -> io::Result<Part> {
-    let block = noise();
-    let mut part = Part { bytes: 0, latency: latencies() };
-    'rounds: for round in 0.. {
-        for file in files {
-            if !budget.take() {
-                break 'rounds;
-            }
-            let offset = round * BLOCK_SIZE as u64;
-            written_back(file, offset.saturating_sub(BLOCK_SIZE as u64), Wait::Finish)?;
-            let before = cpu::now().mono;
-            file.write_all_at(&block, offset)?;
-            part.latency.saturating_record(cpu::now().mono.since(before).as_nanos() as u64);
-            written_back(file, offset, Wait::Start)?;
-            part.bytes += BLOCK_SIZE as u64;
-        }
+/// So many blocks of every file, behind those of the rounds before.
+#[derive(Clone, Copy)]
+struct Round {
+    from: u64,
+    blocks: u64,
+}
+
+impl Round {
+    fn end(self) -> u64 {
+        self.from + self.blocks
     }
-    files.iter().try_for_each(File::sync_data)?;
-    Ok(part)
-}
 
-enum Wait {
-    Start,
-    Finish,
-}
+    /// Each writer has its share of the files. Returns how long the writes took.
+    fn write(self, files: &[File], writers: usize) -> io::Result<Histogram<u64>> {
+        let share = files.len().div_ceil(writers.max(1));
+        let parts: Vec<io::Result<Histogram<u64>>> = std::thread::scope(|scope| {
+            let writers: Vec<_> =
+                files.chunks(share).map(|files| scope.spawn(move || self.write_share(files))).collect();
+            let joined = writers.into_iter().map(|writer| writer.join());
+            joined.map(|result| result.unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))).collect()
+        });
+        parts.into_iter().try_fold(latencies(), |mut sum, part| {
+            sum.add(part?).expect("both have the same bounds");
+            Ok(sum)
+        })
+    }
 
-/// Begins to write a block back, or waits until it is written back. A file system that does not know the call leaves it all
-/// to the sync at the end, which the time includes.
-fn written_back(file: &File, offset: u64, wait: Wait) -> io::Result<()> {
-    let flags = match wait {
-        Wait::Start => libc::SYNC_FILE_RANGE_WRITE,
-        Wait::Finish => libc::SYNC_FILE_RANGE_WAIT_BEFORE,
-    };
-    // SAFETY: the descriptor is open; the call touches no memory of ours.
-    let result = unsafe {
-        libc::sync_file_range(file.as_raw_fd(), offset as libc::off64_t, BLOCK_SIZE as libc::off64_t, flags)
-    };
-    match io::Error::last_os_error() {
-        error
-            if result < 0
-                && !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EINVAL | libc::ESPIPE)) =>
-        {
-            Err(error)
+    fn write_share(self, files: &[File]) -> io::Result<Histogram<u64>> {
+        let block = noise();
+        let mut latency = latencies();
+        for number in self.from..self.end() {
+            for file in files {
+                let before = cpu::now().mono;
+                file.write_all_at(&block, number * BLOCK_SIZE as u64)?;
+                latency.saturating_record(cpu::now().mono.since(before).as_nanos() as u64);
+            }
         }
-        _ => Ok(()),
+        files.iter().try_for_each(File::sync_data)?;
+        Ok(latency)
     }
 }
 
@@ -176,13 +151,14 @@ mod tests {
     use super::*;
 
     const SMALL: Bounds =
-        Bounds { files: 8, writers: 3, time: Duration::from_secs(20), bytes: 40 * BLOCK_SIZE as u64 };
+        Bounds { files: 8, writers: 3, time: Duration::from_secs(60), bytes: 60 * BLOCK_SIZE as u64 };
 
     #[test]
     fn a_calibration_keeps_to_its_bytes_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let speed = calibrate(dir.path(), SMALL).unwrap();
-        assert_eq!(speed.bytes, SMALL.bytes);
+        // Rounds of 8, 16 and 32 blocks; one of 64 does not fit, and the last size counts.
+        assert_eq!(speed.bytes, 32 * BLOCK_SIZE as u64);
         assert!(speed.p50 <= speed.p99 && speed.p99 <= speed.max.mul_f64(1.02) && speed.max > Duration::ZERO);
         assert!(speed.bytes_per_second() > 0);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -192,7 +168,7 @@ mod tests {
     fn a_calibration_keeps_to_its_time() {
         let dir = tempfile::tempdir().unwrap();
         let speed = calibrate(dir.path(), Bounds { time: Duration::ZERO, ..SMALL }).unwrap();
-        assert_eq!(speed.bytes, 0, "the time was over before the first block");
+        assert_eq!(speed.bytes, 8 * BLOCK_SIZE as u64, "the time was over after the first round");
     }
 
     #[test]

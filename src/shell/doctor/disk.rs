@@ -224,13 +224,12 @@ fn speed(wanted: &Wanted, calibration: &Calibration) -> Vec<Finding> {
 fn rate(wanted: &Wanted, speed: &Speed) -> Finding {
     let streams = speed.bytes_per_second() / STREAM_BYTES_PER_SECOND;
     let found = format!(
-        "{} MB/s, {} KiB writes through the page cache to {} files by {} writers, {:.1} s with the sync: {streams} G.711 streams \
-         as pcap",
+        "{} MB/s in {} KiB writes to {} files by {} writers, through the page cache as the recorder writes, then synced: \
+         {streams} G.711 streams as pcap",
         speed.bytes_per_second() / 1_000_000,
         limits::BLOCK_SIZE >> 10,
         limits::DISK_PROBE_FILES,
-        limits::DISK_WORKERS,
-        speed.time.as_secs_f64()
+        limits::DISK_WORKERS
     );
     let remedy =
         format!("--max-sessions {} for calls of two streams, or a faster disk", (streams / 2).max(1));

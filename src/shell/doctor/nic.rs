@@ -133,7 +133,7 @@ fn queues(wanted: &Wanted, asked: &Asked) -> Finding {
         return Finding { remedy: format!("see: ls /sys/class/net/{name}/queues"), ..meaning };
     };
     let found = format!(
-        "{name}: {} receive queues of at most {}, {cores} reactors",
+        "{name}: receive queues {} of at most {}, reactors {cores}",
         channels.receive, channels.receive_max
     );
     let more = cores.min(channels.receive_max);

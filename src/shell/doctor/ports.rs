@@ -44,7 +44,7 @@ fn ephemeral(host: &Host, wanted: &Wanted) -> Finding {
         name,
         Level::Warn,
         format!(
-            "outgoing sockets take ports {low}-{high} except {}; {open} media ports are among them",
+            "outgoing sockets take ports {low}-{high}, reserved are {}; {open} media ports are to be had by them",
             if text.is_empty() { "none" } else { &text }
         ),
         "any program may hold a media port when the recorder starts: that pair is left out",
