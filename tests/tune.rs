@@ -256,8 +256,8 @@ fn arguments_that_cannot_work_are_refused_before_anything_is_done() {
     assert_eq!(tree.read("proc/sys/net/core/rmem_max"), "212992");
 }
 
-/// In a network namespace with a veth pair, and /sys as seen from it: a real kernel, and nothing of it is the host's. Skipped where no namespace can
-/// be made, unless `SIPREEL_REQUIRE_PEERS` says that it must be possible.
+/// In a network namespace with a veth pair, and /sys as seen from it: a real kernel, and nothing of it is the host's. Skipped
+/// where no namespace can be made, unless `SIPREEL_REQUIRE_PEERS` says that it must be possible.
 #[test]
 fn a_namespace_of_its_own() {
     let script = format!(
