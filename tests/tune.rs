@@ -126,7 +126,7 @@ fn sysctls_are_those_of_the_unit() {
     has(&plan, "sysctl net.core.rmem_max 212992 4194304 would: echo '4194304' > ");
     has(&plan, "sysctl net.core.netdev_max_backlog 8192 8192 ok");
     has(&plan, "sysctl net.ipv4.ip_local_reserved_ports none 20000-39999 would:");
-    has(&plan, "sysctl net.ipv4.udp_mem 1000 2000 3000 46875 70311 93750 would:");
+    has(&plan, "sysctl net.ipv4.udp_mem 1000 2000 3000 46875 70312 93750 would:");
     has(&plan, "sysctl vm.dirty_bytes - 1073741824 skipped: cannot be read here");
     let other = tree.plan("--only sysctl/net.ipv4.ip_local_reserved_ports --media-ports 30000-30999");
     has(&other, "sysctl net.ipv4.ip_local_reserved_ports none 30000-30999 would:");

@@ -25,7 +25,7 @@ pub struct Bounds {
     pub files: usize,
     /// Threads that write, as the kernel's workers do for a reactor.
     pub writers: usize,
-    /// No round begins after it.
+    /// No round begins that would, by the one before it, go on after this.
     pub time: Duration,
     /// Of all rounds.
     pub bytes: u64,
@@ -61,8 +61,10 @@ pub fn calibrate(dir: &Path, bounds: Bounds) -> io::Result<Speed> {
         let took = cpu::now().mono.since(before);
         (bytes, time) = (bytes + round.blocks * of_each(&files), time + took);
         let short = took < bounds.time / ROUND_SHARE;
-        round = Round { from: round.end(), blocks: round.blocks * if short { 2 } else { 1 } };
-        let over = cpu::now().mono.since(begin) >= bounds.time;
+        let growth = if short { 2 } else { 1 };
+        round = Round { from: round.end(), blocks: round.blocks * u64::from(growth) };
+        // A round that would not be done in time, by what the last one took, is not begun.
+        let over = cpu::now().mono.since(begin) + took * growth > bounds.time;
         if over || round.end() * of_each(&files) > bounds.bytes {
             break;
         }

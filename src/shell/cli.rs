@@ -34,7 +34,7 @@ pub enum Command {
     /// Look at this box and say what will hurt: limits, kernel, network card, ports, clock, disk
     ///
     /// Exit code: 0 nothing worse than a note, 1 warnings, 2 something that will fail or lose packets (or flags that
-    /// cannot work). It changes nothing; of the disk it takes two seconds, and leaves nothing on it.
+    /// cannot work). It changes nothing; it writes to the disk for two seconds, and leaves nothing on it.
     Doctor(DoctorArgs),
     /// Record 20 calls on loopback, prove the recordings, and show how to listen to them
     Demo(DemoArgs),

@@ -16,7 +16,7 @@ fn blocks(host: &Host, wanted: &Wanted) -> Finding {
         return Finding::unknown(name, "/proc/meminfo cannot be read", "see: free");
     };
     let count = wanted.streams() + (wanted.cores.len() * BLOCKS_SPARE) as u64;
-    let need = count * (BLOCK_SIZE as u64 >> 10) >> 10;
+    let need = (count * BLOCK_SIZE as u64) >> 20;
     let available = available >> 10;
     let found = format!("{need} MiB for {count} write blocks at most, {available} MiB available");
     if wanted.running.is_some() {

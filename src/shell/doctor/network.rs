@@ -81,7 +81,7 @@ fn udp_mem(host: &Host, wanted: &Wanted) -> Finding {
         level,
         found,
         "a longer stall loses packets, however large the buffer of each socket is",
-        format!("sysctl -w net.ipv4.udp_mem='{} {} {want}'", want / 2, want / 4 * 3),
+        format!("sysctl -w net.ipv4.udp_mem='{} {} {want}'", want / 2, want * 3 / 4),
     )
 }
 

@@ -109,8 +109,8 @@ fn sip(host: &Host, wanted: &Wanted) -> Finding {
     }
     let listening =
         sockets(host, "tcp").into_iter().filter(|bound| bound.state == LISTENING).map(|b| ("TCP", b));
-    let taken = sockets(host, "udp").into_iter().map(|bound| ("UDP", bound)).chain(listening);
-    match taken.filter(|(_, bound)| bound.port == SIP_PORT).next() {
+    let mut taken = sockets(host, "udp").into_iter().map(|bound| ("UDP", bound)).chain(listening);
+    match taken.find(|(_, bound)| bound.port == SIP_PORT) {
         None => Finding::ok(name, format!("port {SIP_PORT} is free, UDP and TCP")),
         Some((transport, bound)) => Finding::new(
             name,

@@ -33,12 +33,12 @@ fn descriptors(host: &Host, wanted: &Wanted) -> Finding {
     Finding::unless(
         limit >= need,
         name,
-        Level::Warn,
+        if wanted.xdp() { Level::Note } else { Level::Warn },
         format!(
             "RLIMIT_NOFILE is {}, {pairs} port pairs with a socket for each port need {need}",
             amount(limit)
         ),
-        format!("some {} of {pairs} pairs can be used, the rest is left out at the start", usable.min(pairs)),
+        format!("with sockets some {} of {pairs} pairs can be used, the rest is left out", usable.min(pairs)),
         format!(
             "LimitNOFILE={} in the unit, or: ulimit -Hn {}",
             need.next_power_of_two(),
@@ -100,7 +100,7 @@ fn capabilities(host: &Host, wanted: &Wanted) -> Finding {
         level,
         format!("{} missing", missing.join(", ")),
         meaning,
-        "AmbientCapabilities=CAP_NET_ADMIN CAP_BPF CAP_NET_RAW in the unit; the recorder drops them after its start",
+        "AmbientCapabilities= and CapabilityBoundingSet= with all three in the unit; the recorder drops them after its start",
     )
 }
 
@@ -148,6 +148,8 @@ mod tests {
         let few = descriptors(&f.host, &wanted());
         assert_eq!(few.level, Level::Warn);
         assert!(few.meaning.contains("8976 of 10000") && few.remedy.contains("32768"), "{few:?}");
+        let xdp = Wanted { interfaces: vec!["eth0".into()], ..wanted() };
+        assert_eq!(descriptors(&f.host, &xdp).level, Level::Note, "AF_XDP has no socket for each port");
         assert_eq!(descriptors(&process("unlimited", "1", "0").host, &wanted()).level, Level::Ok);
         assert_eq!(descriptors(&host(&[]).host, &wanted()).level, Level::Note);
     }

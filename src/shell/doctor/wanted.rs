@@ -26,7 +26,7 @@ impl Wanted {
     /// Port pairs, and so streams at once.
     pub fn streams(&self) -> u64 {
         let Ports { first, last } = self.media_ports;
-        let asked = (u64::from(last).saturating_sub(u64::from(first)) + 1) / 2;
+        let asked = u64::from(last).saturating_sub(u64::from(first)).div_ceil(2);
         let of_sessions = self.running.as_ref().map_or(u64::MAX, |stats| stats.recorder.sessions_max * 2);
         asked.min(of_sessions.max(1))
     }
