@@ -166,11 +166,11 @@ fn space(wanted: &Wanted, room: &Room) -> Finding {
     let rate = wanted.bytes_per_second().max(1);
     let minutes = room.free / rate / 60;
     let found = format!(
-        "{} of {} GiB free: {minutes} minutes of {} G.711 streams ({} MB/s)",
+        "{} of {} GiB free: {minutes} minutes of {} G.711 streams ({:.1} MB/s)",
         room.free >> 30,
         room.total >> 30,
         wanted.streams(),
-        rate / 1_000_000
+        rate as f64 / 1e6
     );
     let level = if minutes < MINUTES_NEEDED { Level::Fail } else { Level::Warn };
     Finding::unless(

@@ -158,7 +158,7 @@ fn hash(wanted: &Wanted, asked: &Asked) -> Option<Finding> {
         return None;
     }
     let (v4, v6) = (asked.interface.udp4_hash, asked.interface.udp6_hash);
-    let found = format!("{name}: UDP is hashed by {} (IPv4), {} (IPv6)", said(v4), said(v6));
+    let found = format!("{name}: receive hash of UDP: {} (IPv4), {} (IPv6)", said(v4), said(v6));
     let set = format!("ethtool -N {name} rx-flow-hash udp4 sdfn; ethtool -N {name} rx-flow-hash udp6 sdfn");
     Some(match (v4, v6) {
         (Some(Hash::Addresses), _) | (None, Some(Hash::Addresses)) => Finding::new(
