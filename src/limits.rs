@@ -208,6 +208,11 @@ pub const SK_LOOKUP_PROGRAMS_MAX: usize = 64;
 
 // ---- disk -------------------------------------------------------------------------------------------------------
 
+/// What the calibration of a disk takes: files as some hundred calls have them open, two seconds in which rounds of writes
+/// begin, and bytes for a drive of 2 GB/s in that time.
+pub const DISK_PROBE_FILES: usize = 256;
+pub const DISK_PROBE_TIME: Duration = Duration::from_secs(2);
+pub const DISK_PROBE_BYTES: u64 = 4 << 30;
 /// Different problems listed in one manifest.
 pub const PROBLEMS_MAX: usize = 64;
 /// Jobs waiting for the directory thread, per reactor: an INVITE, its metadata and its end, for each of 4,000 calls.

@@ -17,13 +17,17 @@ pub mod cpu;
 mod datagram;
 mod directory;
 mod disk;
+pub mod disk_probe;
+pub mod ethtool;
 mod interface;
+pub mod link;
 mod mailbox;
 mod mapping;
 pub mod media_source;
 #[cfg(test)]
 mod namespace;
 mod prefetch;
+pub mod probe;
 mod published;
 mod reactor;
 mod recordings;

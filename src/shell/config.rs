@@ -131,7 +131,7 @@ fn media_ip(ip: Option<IpAddr>) -> Result<Option<IpAddr>, Refusal> {
     }
 }
 
-fn media_ports(ports: Ports, sip_udp: &[SocketAddr]) -> Result<(u16, u16), Refusal> {
+pub fn media_ports(ports: Ports, sip_udp: &[SocketAddr]) -> Result<(u16, u16), Refusal> {
     let Ports { first, last } = ports;
     if last <= first {
         return Err(Refusal::PortsReversed(ports));
