@@ -185,9 +185,9 @@ mod cold {
         /// What the kernel does: the next frames are there.
         fn receive(&mut self) {
             for (index, frame) in self.frames.chunks_exact_mut(FRAME).take(BATCH).enumerate() {
-                let position = self.next + index;
-                let round = self.sent + (position / self.order.len()) as u32;
-                let (call, stream) = self.order[position % self.order.len()];
+                let round = self.sent + u32::from(self.next + index >= self.order.len());
+                let position = self.next + index - if round > self.sent { self.order.len() } else { 0 };
+                let (call, stream) = self.order[position];
                 frame[HEADERS..HEADERS + 2].copy_from_slice(&[0x80, 0]);
                 frame[HEADERS + 2..HEADERS + 4].copy_from_slice(&(round as u16).to_be_bytes());
                 frame[HEADERS + 4..HEADERS + 8].copy_from_slice(&round.wrapping_mul(160).to_be_bytes());
@@ -196,8 +196,14 @@ mod cold {
             }
         }
 
+        /// The `ahead`th packet from here; fewer than there are streams.
+        fn coming(&self, ahead: usize) -> (u32, u8) {
+            let (index, streams) = (self.next + ahead, self.order.len());
+            self.order[if index < streams { index } else { index - streams }]
+        }
+
         fn look_ahead(&self, index: usize) {
-            let of = |ahead: usize| self.order[(self.next + index + ahead) % self.order.len()];
+            let of = |ahead: usize| self.coming(index + ahead);
             let (call, stream) = of(PREFETCH_RECORDING);
             self.calls[call as usize].touched(stream).into_iter().for_each(prefetch);
             let (call, stream) = of(PREFETCH_STREAM);
@@ -209,7 +215,7 @@ mod cold {
             let (from, to) = addresses();
             for index in 0..BATCH {
                 self.look_ahead(index);
-                let (call, stream) = self.order[(self.next + index) % self.order.len()];
+                let (call, stream) = self.coming(index);
                 let frame = &self.frames[index * FRAME..][..HEADERS + PACKET];
                 let packet = Packet {
                     at: Wall(at + index as u64 * 1_000),

@@ -205,7 +205,8 @@ impl Recording {
         writes: &mut Vec<Write>,
     ) -> Result<(), DropCause> {
         let Recording { near, far, rest, .. } = self;
-        let of = stream_of(near, far, stream).ok_or(DropCause::NoSession)?;
+        let known = stream_of(near, far, stream).filter(|of| !matches!(of.sink, Sink::Unused));
+        let of = known.ok_or(DropCause::NoSession)?;
         let index = usize::from(stream);
         let kind = match rtp::classify(packet.bytes, channel) {
             Kind::Rtcp if channel == Channel::Rtp => rest.streams[index].kind(packet.bytes),
@@ -355,12 +356,13 @@ impl Recording {
         }
     }
 
+    #[inline]
     fn count(&mut self, stream: u8, kind: Kind, payload: usize, outcome: Result<(), DropCause>) {
-        let Recording { near, far, rest, .. } = self;
-        let (Some(of), index) = (stream_of(near, far, stream), usize::from(stream)) else { return };
-        match kind {
-            Kind::Rtp if outcome.is_ok() => of.payload_bytes += payload as u64,
-            _ => rest.streams[index].count(kind, outcome),
+        if kind != Kind::Rtp || outcome.is_err() {
+            return self.rest.streams[usize::from(stream)].count(kind, outcome);
+        }
+        if let Some(of) = self.stream_mut(stream) {
+            of.payload_bytes += payload as u64;
         }
     }
 
@@ -741,6 +743,7 @@ impl Dump {
 mod tests {
     use super::*;
     use crate::media::{Block, Data};
+    use crate::proto::pcap::frame_record_len;
     use crate::proto::pcap::reading::{datagram, records};
     use proptest::prelude::*;
     use std::time::Duration;
@@ -1028,6 +1031,111 @@ mod tests {
         assert!(received == message && sent == message);
     }
 
+    // ---- pcap, frames from the wire ----
+
+    /// The frame of a datagram as a switch port with VLANs delivers it.
+    fn tagged(payload: &[u8]) -> Vec<u8> {
+        let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 7], [2, 0, 0, 0, 0, 8])
+            .single_vlan(42.try_into().unwrap())
+            .ipv4([192, 0, 2, 1], [192, 0, 2, 2], 57)
+            .udp(40_000, 20_000);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).unwrap();
+        frame
+    }
+
+    impl Bench {
+        fn send_frame(&mut self, at: u64, frame: &[u8], payload: usize) -> Result<(), DropCause> {
+            let (from, to, bytes) = (address(1, 40_000), address(2, 20_000), &frame[frame.len() - payload..]);
+            let packet = Packet { at: Wall(at), from, to, bytes, frame: Some(frame) };
+            self.recording.packet(0, Channel::Rtp, &packet, &mut self.pool, &mut self.writes)
+        }
+    }
+
+    #[test]
+    fn frames_from_the_wire_and_built_ones_share_a_file() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu(), &pcmu()]);
+        let mut expected = Vec::new();
+        for n in 0..200u16 {
+            let bytes = rtp(0, 7, n, u32::from(n) * 160, &[n as u8; 160]);
+            let at = START + u64::from(n) * 20 * MS;
+            if n % 3 == 0 {
+                assert_eq!(bench.send(0, Channel::Rtp, at, &bytes), Ok(()));
+                expected.push((Wall(at), None, bytes));
+            } else {
+                let frame = tagged(&bytes);
+                assert_eq!(frame.len(), 14 + 4 + 28 + 172);
+                assert_eq!(bench.send_frame(at, &frame, 172), Ok(()));
+                expected.push((Wall(at), Some(frame), bytes));
+            }
+        }
+        for write in &bench.writes {
+            let Data::Block { block, len } = &write.data else { panic!("a pcap has no silence") };
+            let whole = records(&block[..*len]);
+            assert_eq!(whole.len(), write.packets.total() as usize, "what is too long for the rest goes on");
+            assert!(len + frame_record_len(218) > BLOCK, "and no block leaves before that");
+        }
+        bench.flush();
+        let read = records(&bench.files[0][24..]);
+        assert_eq!(read.len(), expected.len());
+        for (record, (at, frame, payload)) in read.iter().zip(expected) {
+            assert_eq!((record.at, record.wire), (at, record.frame.len()));
+            match frame {
+                Some(frame) => assert_eq!(record.frame, frame, "byte for byte"),
+                None => assert_eq!(datagram(record.frame).2, payload),
+            }
+        }
+        let report = bench.recording.report(0);
+        assert_eq!((report.packets, report.bytes, report.lost), (200, 200 * 160, 0));
+        assert_eq!((bench.written, bench.bytes), (200, 200 * 172));
+    }
+
+    #[test]
+    fn a_frame_longer_than_a_block_is_cut_and_shows_it() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu()]);
+        let frame = tagged(&rtp(0, 7, 1, 0, &[1; 8_000]));
+        assert_eq!(bench.send_frame(START, &tagged(&rtp(0, 7, 0, 0, &[1; 160])), 172), Ok(()));
+        assert_eq!(bench.send_frame(START, &frame, 8_012), Ok(()));
+        assert_eq!(bench.writes.len(), 1, "a block of its own");
+        bench.flush();
+        let read = &records(&bench.files[0][24..])[1];
+        assert_eq!((read.frame, read.wire), (&frame[..BLOCK - 16], frame.len()));
+    }
+
+    #[test]
+    fn streams_that_are_not_there_take_nothing() {
+        for format in [Format::Pcap, Format::Raw] {
+            let (one, three) = (pcmu(), [pcmu(), pcmu(), pcmu()]);
+            for (count, mut bench) in [
+                (1u8, Bench::new(format, &[&one])),
+                (3, Bench::new(format, &[&three[0], &three[1], &three[2]])),
+            ] {
+                for stream in count..20 {
+                    for bytes in [&REPORT[..], &STUN, &rtp(0, 7, 1, 0, &[1; 160])] {
+                        assert_eq!(bench.send(stream, Channel::Rtp, START, bytes), Err(DropCause::NoSession));
+                    }
+                    assert_eq!(bench.recording.report(stream).packets, 0);
+                    assert!(bench.recording.part(stream).is_none());
+                }
+                assert_eq!(bench.recording.staged_since(), None);
+                // One that is taken back leaves its index to the next.
+                bench.recording.forget_streams(0);
+                assert_eq!(bench.send(0, Channel::Rtp, START, &STUN), Err(DropCause::NoSession));
+                assert_eq!(bench.recording.add_stream(spec("x", &one)), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn raw_files_know_no_frames() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        for n in 0..3u8 {
+            let bytes = rtp(0, 7, n.into(), u32::from(n) * 160, &[n; 160]);
+            assert_eq!(bench.send_frame(START + u64::from(n) * 20 * MS, &tagged(&bytes), 172), Ok(()));
+        }
+        assert_eq!(bench.runs(0), [(0, 160), (1, 160), (2, 160)]);
+    }
+
     // ---- raw, on the media clock ----
 
     #[test]
@@ -1259,6 +1367,66 @@ mod tests {
             bench.pool.left = 1;
             assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Ok(()), "as soon as there is one");
         }
+    }
+
+    #[test]
+    fn what_a_packet_touches_lies_together() {
+        assert!(size_of::<Recording>() <= 448);
+        let call = size_of::<Recording>() + size_of::<Rest>() + NEAR * size_of::<StreamRest>();
+        assert!(call <= 4_096, "{call}");
+        let codecs = pcmu();
+        let mut bench = Bench::new(Format::Pcap, &[&codecs, &codecs, &codecs]);
+        let start = (&raw const bench.recording).addr();
+        for (stream, line) in [(0, start + 64), (1, start + 256), (2, 0)] {
+            assert_eq!(bench.recording.touched(stream).map(|(at, _)| at.addr()), [start, line]);
+        }
+        assert_eq!(bench.recording.touched_then(0)[1].1, 0, "no block");
+        for (stream, framed) in [(0, false), (2, false), (0, true)] {
+            let bytes = rtp(0, 7, 1, 0, &[1; 160]);
+            if framed {
+                assert_eq!(bench.send_frame(START, &tagged(&bytes), 172), Ok(()));
+            } else {
+                assert_eq!(bench.send(stream, Channel::Rtp, START, &bytes), Ok(()));
+            }
+            let [headers, place] = bench.recording.touched_then(stream);
+            assert_eq!(headers.1, usize::from(!framed), "headers only where they are built");
+            let room = bench.recording.stage.len() + bench.recording.stage.block().unwrap().as_ptr().addr();
+            assert!(place.0.addr() == room && (4..=5).contains(&place.1));
+        }
+    }
+
+    /// What two reactors saw, in one report.
+    fn together(a: &mut Bench, b: &Bench) -> StreamReport {
+        let part = b.recording.part(0).unwrap();
+        a.recording.absorb(0, &part);
+        a.recording.report(0)
+    }
+
+    #[test]
+    fn parts_of_a_stream_make_one_report() {
+        let codecs = pcmu();
+        let mut benches = [(); 3].map(|()| Bench::new(Format::Pcap, &[&codecs]));
+        for n in 0..600u64 {
+            // Every 50th is lost; each run of ten has its reactor; the third sees all.
+            let bytes = rtp(0, 7, (n as u16).wrapping_add(65_300), n as u32 * 160, &[1; 160]);
+            let at = START + n * 20 * MS;
+            for index in [usize::from(n / 10 % 2 == 1), 2] {
+                if n % 50 != 7 {
+                    assert_eq!(benches[index].send(0, Channel::Rtp, at, &bytes), Ok(()));
+                }
+                if n % 100 == 0 {
+                    assert_eq!(benches[index].send(0, Channel::Rtcp, at, &REPORT), Ok(()));
+                }
+            }
+        }
+        let [a, b, whole] = &mut benches;
+        assert_eq!(b.send(0, Channel::Rtp, START, &rtp(0, 8, 1, 0, &[1; 160])), Ok(()));
+        assert_eq!(b.send(0, Channel::Rtp, START, &STUN), Ok(()));
+        let (one, all) = (together(a, b), whole.recording.report(0));
+        assert_eq!((one.packets, one.bytes, one.lost), (all.packets + 1, all.bytes + 160, 12));
+        assert_eq!((one.rtcp_packets, one.other_packets), (all.rtcp_packets, 1));
+        assert_eq!((one.first_packet, one.last_packet), (all.first_packet, all.last_packet));
+        assert_eq!((&one.ssrcs[0], one.ssrcs.len()), (&all.ssrcs[0], 2), "and the one that only one saw");
     }
 
     #[derive(Clone, Debug)]

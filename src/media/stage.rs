@@ -72,10 +72,10 @@ impl Stage {
     /// Where the next record goes.
     pub fn touched(&self) -> Touched {
         let room = self.block.as_ref().and_then(|block| block.get(self.len()..)).unwrap_or_default();
-        let start = room.as_ptr();
-        // From its line on: a record begins anywhere in one.
-        let before = start as usize % CACHE_LINE;
-        (start, (before + room.len().min(RECORD_USUAL)).div_ceil(CACHE_LINE))
+        let bytes = room.len().min(RECORD_USUAL);
+        // A record begins anywhere in a line.
+        let before = if bytes > 0 { room.as_ptr().addr() % CACHE_LINE } else { 0 };
+        (room.as_ptr(), (before + bytes).div_ceil(CACHE_LINE))
     }
 
     /// The block being filled, all of it.

@@ -580,7 +580,98 @@ mod tests {
         assert!((reception.sums().jitter_ms - 4.0).abs() < 0.1, "{}", reception.sums().jitter_ms);
     }
 
+    /// `sequences` from `second` on, one each 20 ms.
+    fn seen(second: u64, sequences: impl IntoIterator<Item = u32>) -> Stream {
+        let mut stream = Stream::new();
+        for (n, sequence) in sequences.into_iter().enumerate() {
+            let at = Wall(START + second * 1_000 * MS + n as u64 * 20 * MS);
+            stream.receive(at, &rtp(7, sequence as u16, 0));
+        }
+        stream
+    }
+
+    fn together(mut one: Stream, other: &Stream) -> Sums {
+        let part = other.1.part(&other.0);
+        one.1.absorb(&mut one.0, &part);
+        one.sums()
+    }
+
+    #[test]
+    fn parts_are_aligned_where_they_met() {
+        let many = 300_000;
+        let figures = |sums: Sums| (sums.packets, counts(sums));
+        for (before, after, expected) in [
+            // The stream moved; each counted cycles from its own first packet on.
+            (seen(0, 0..10), seen(1, 10..many), (300_000, (0, 0, 0))),
+            (seen(0, 0..10), seen(1, 13..many), (299_997, (3, 0, 0))),
+            (seen(0, 0..many), seen(6_000, many..many + 10), (300_010, (0, 0, 0))),
+            // Both saw every other packet; one was lost on the way to each.
+            (
+                seen(0, (0..1_000).filter(|n| n % 2 == 0 && *n != 500)),
+                seen(0, (0..1_000).filter(|n| n % 2 == 1 && *n != 501)),
+                (998, (2, 0, 0)),
+            ),
+            // It restarted when it moved: nothing was lost between.
+            (seen(0, [1, 2, 4]), seen(1, [40_000, 40_002]), (5, (2, 0, 0))),
+            // Late and double ones are known to whom they came.
+            (seen(0, [1, 3, 2, 2]), seen(1, [4, 5, 5]), (7, (0, 1, 2))),
+            (seen(0, []), seen(1, [4, 6]), (2, (1, 0, 0))),
+        ] {
+            assert_eq!(figures(together(seen(0, []), &before)), figures(before.sums()));
+            let part = (after.0, after.1.part(&after.0));
+            assert_eq!(figures(together(after, &before)), expected);
+            let mut before = before;
+            before.1.absorb(&mut before.0, &part.1);
+            assert_eq!(figures(before.sums()), expected, "the other way round");
+        }
+    }
+
+    #[test]
+    fn a_stream_goes_on_after_it_was_put_together() {
+        let (mut one, other) = (seen(0, 0..10), seen(1, 10..20));
+        one.1.absorb(&mut one.0, &other.1.part(&other.0));
+        for sequence in [20, 21, 15, 23] {
+            one.receive(Wall(START + 2_000 * MS), &rtp(7, sequence, 0));
+        }
+        assert_eq!((one.sums().packets, counts(one.sums())), (24, (1, 0, 1)), "15 has come to the other");
+    }
+
+    #[test]
+    fn sources_of_parts_are_told_apart_up_to_the_limit() {
+        let [mut one, mut other] = [Stream::new(), Stream::new()];
+        for ssrc in 0..6 {
+            one.receive(Wall(START), &rtp(ssrc, 1, 0));
+            other.receive(Wall(START + 1), &rtp(ssrc + 3, 2, 0));
+        }
+        one.1.absorb(&mut one.0, &other.1.part(&other.0));
+        let ssrcs = one.ssrcs();
+        let packets: Vec<_> = ssrcs.iter().map(|ssrc| (&ssrc.ssrc[9..], ssrc.packets)).collect();
+        let expected = [("0", 1), ("1", 1), ("2", 1), ("3", 2), ("4", 2), ("5", 2), ("6", 1), ("7", 2)];
+        assert_eq!(packets, expected, "the ninth is counted under the eighth");
+        assert_eq!((one.sums().lost, one.sums().last), (0, Some(Wall(START + 1))));
+    }
+
     proptest! {
+        /// However a stream without restarts is spread over two receivers: together they know what one would.
+        #[test]
+        fn parts_are_the_whole(first: u16, runs in prop::collection::vec((0u16..40, 1u16..100), 1..60)) {
+            let (mut parts, mut whole) = ([Stream::new(), Stream::new()], Stream::new());
+            let (mut sequence, mut at) = (first, START);
+            for (n, (lost, packets)) in runs.into_iter().enumerate() {
+                sequence = sequence.wrapping_add(lost);
+                for _ in 0..packets {
+                    let packet = rtp(1, sequence, 0);
+                    parts[n % 2].receive(Wall(at), &packet);
+                    whole.receive(Wall(at), &packet);
+                    (sequence, at) = (sequence.wrapping_add(1), at + 20 * MS);
+                }
+            }
+            let [one, other] = parts;
+            let (one, whole) = (together(one, &other), whole.sums());
+            prop_assert_eq!((one.packets, counts(one)), (whole.packets, counts(whole)));
+            prop_assert_eq!((one.first, one.last), (whole.first, whole.last));
+        }
+
         /// Against the definition: distinct sequence numbers, everything counted.
         #[test]
         fn figures_are_those_of_a_set(first: u16, moves in prop::collection::vec((0u16..4, 0u16..60), 1..400)) {

@@ -91,15 +91,23 @@ impl Frame {
     }
 
     /// Whether its headers are those of this flow.
+    #[inline]
     pub fn is_of(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        let (ip, udp) = self.head[IP..self.headers()].split_at(self.headers() - IP - UDP);
-        let addresses = match (from.ip().to_canonical(), to.ip().to_canonical()) {
+        let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()];
+        match (from.ip().to_canonical(), to.ip().to_canonical()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                self.ipv4 && ip[12..16] == from.octets() && ip[16..20] == to.octets()
+                let addresses = [from.octets(), to.octets()];
+                self.ipv4
+                    && self.head[IP + 12..IP + 20] == *addresses.as_flattened()
+                    && self.head[IP + 20..IP + 24] == *ports.as_flattened()
             }
-            (from, to) => !self.ipv4 && ip[8..24] == octets(from) && ip[24..40] == octets(to),
-        };
-        addresses && udp[..2] == from.port().to_be_bytes() && udp[2..4] == to.port().to_be_bytes()
+            (from, to) => {
+                let addresses = [octets(from), octets(to)];
+                !self.ipv4
+                    && self.head[IP + 8..IP + 40] == *addresses.as_flattened()
+                    && self.head[IP + 40..IP + 44] == *ports.as_flattened()
+            }
+        }
     }
 
     /// Bytes of the whole record of a payload of this length.
