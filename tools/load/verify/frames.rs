@@ -137,14 +137,13 @@ fn ipv4(packet: &[u8]) -> Result<Datagram<'_>, Fault> {
     if header[0] != 0x45 {
         return Err(Fault::Frame("IP version or header length"));
     }
-    if usize::from(u16::from_be_bytes([header[2], header[3]])) != packet.len() {
-        return Err(Fault::Frame("IP length"));
-    }
+    let packet = untrailed(packet, usize::from(u16::from_be_bytes([header[2], header[3]])))?;
     if fold(sum(header)) != 0xffff {
         return Err(Fault::Frame("IP checksum"));
     }
     let address = |at: usize| IpAddr::from([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    Ok((header[9], address(12), address(16), &packet[20..]))
+    let segment = packet.get(20..).ok_or(Fault::Frame("IP length"))?;
+    Ok((header[9], address(12), address(16), segment))
 }
 
 fn ipv6(packet: &[u8]) -> Result<Datagram<'_>, Fault> {
@@ -152,11 +151,16 @@ fn ipv6(packet: &[u8]) -> Result<Datagram<'_>, Fault> {
     if header[0] >> 4 != 6 {
         return Err(Fault::Frame("IP version or header length"));
     }
-    if usize::from(u16::from_be_bytes([header[4], header[5]])) != packet.len() - 40 {
-        return Err(Fault::Frame("IP length"));
-    }
+    let packet = untrailed(packet, 40 + usize::from(u16::from_be_bytes([header[4], header[5]])))?;
     let address = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&header[at..at + 16]).unwrap_or_default());
     Ok((header[6], address(8), address(24), &packet[40..]))
+}
+
+/// The packet without what Ethernet may carry behind it: zeroes, and of those less than a page.
+fn untrailed(packet: &[u8], len: usize) -> Result<&[u8], Fault> {
+    let (packet, trailer) = packet.split_at_checked(len).ok_or(Fault::Frame("IP length"))?;
+    let padding = trailer.len() < 4_096 && trailer.iter().all(|&byte| byte == 0);
+    if padding { Ok(packet) } else { Err(Fault::Frame("IP length")) }
 }
 
 fn udp(from: IpAddr, to: IpAddr, segment: &[u8]) -> Result<&[u8], Fault> {
@@ -291,6 +295,19 @@ pub mod tests {
                 let bytes = frame(from, to, payload);
                 let parsed = Frame::parse(&bytes).unwrap();
                 assert_eq!(parsed, Frame { carrier: Carrier::Udp, from, to, payload });
+            }
+        }
+    }
+
+    #[test]
+    fn zeroes_behind_a_packet_are_ethernets() {
+        for (from, to) in addresses() {
+            let whole = frame(from, to, b"payload");
+            let with = |trailer: &[u8]| [&whole[..], trailer].concat();
+            let payload = |bytes: &[u8]| Frame::parse(bytes).map(|frame| frame.payload.to_vec());
+            assert_eq!(payload(&with(&[0; 4_095])).unwrap(), b"payload");
+            for trailer in [&[0, 0, 1][..], &[0; 4_096]] {
+                assert!(matches!(payload(&with(trailer)), Err(Fault::Frame("IP length"))));
             }
         }
     }
