@@ -72,7 +72,7 @@ def bar(row, y, scale):
     own = row["name"].startswith("sipreel")
     dark, light = (OWN, OWN_LIGHT) if own else (PEER, PEER_LIGHT)
     process, machine = row["process_ns"], row["machine_ns"] or 0
-    shown = [text(LABEL - 8, y + 24, row["name"], 12, "end", weight="bold" if own else "normal")]
+    shown = [text(LABEL - 8, y + 18, row["name"], 12, "end", weight="bold" if own else "normal")]
     if row["lost"] is None:
         shown += [rectangle(LABEL, y + 8, machine * scale, 22, light)]
         return [*shown, text(LABEL + machine * scale + 6, y + 23, f"{machine:,.0f} (nobody receives)", 11)]
