@@ -152,6 +152,11 @@ pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
 pub const CLOSE_LINGER_MAX: Duration = Duration::from_secs(10);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
+/// Receive buffer asked for on each steered socket: some 60,000 packets as the kernel counts their memory, 200 ms at 300,000 a
+/// second.
+pub const STEERED_RCVBUF: usize = 64 * 1024 * 1024;
+/// Ports of the kernel's choice that may lie in the media range before a steered socket is given up.
+pub const STEERED_BIND_ATTEMPTS: usize = 64;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.
 pub const SIP_RCVBUF: usize = 4 * 1024 * 1024;
 /// File descriptors kept back from the media ports: TCP connections, rings, stats clients, files being committed.
@@ -162,7 +167,8 @@ pub const DESCRIPTORS_RESERVED: usize = 2_048;
 /// Descriptors of one receive ring. A queue brings 1,000,000 packets/s and is reaped every 2 ms; a reactor that stalls for
 /// 10 ms finds 12,000 packets and loses none.
 pub const XDP_RING: u32 = 16_384;
-/// Frames of one socket's memory: a receive ring full of them, and as many for the driver and its own ring.
+/// Frames of one socket's memory, 64 MiB, and descriptors of its fill ring: a receive ring full of them, and as many for a
+/// zero-copy driver and its own ring. Where the kernel copies, the second half lies idle.
 pub const XDP_FRAMES: u32 = 2 * XDP_RING;
 /// One frame: the kernel keeps 256 bytes in front, the rest holds a frame of the usual MTU. Half a page, so that it never
 /// crosses one.
@@ -171,6 +177,14 @@ pub const XDP_FRAME_SIZE: u32 = 2_048;
 pub const XDP_BATCH: usize = 1_024;
 /// Lines of a frame that are prefetched: 20 ms of G.711 with all headers.
 pub const XDP_PREFETCH_LINES: usize = 4;
+/// Frames of one queue that are read before anything else gets its turn: two receive rings.
+pub const XDP_BATCHES_PER_TURN: usize = 32;
+/// How many frames ahead a frame, then its recording, then its stream are prefetched.
+pub const XDP_PREFETCH_FRAME: usize = 24;
+pub const XDP_PREFETCH_RECORDING: usize = 14;
+pub const XDP_PREFETCH_STREAM: usize = 6;
+/// How often the host's addresses and the interfaces of AF_XDP sockets are looked at.
+pub const INTERFACE_WATCH: Duration = Duration::from_secs(1);
 /// A receive time older than this is not one, but what was in the memory before.
 pub const XDP_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -180,7 +194,8 @@ const _: () = assert!(XDP_BATCH <= XDP_RING as usize);
 
 // ---- BPF --------------------------------------------------------------------------------------------------------
 
-/// What the verifier may write about a program that it refuses: it keeps the end, and ours of 80 instructions need 20 KiB.
+/// What the verifier may write about a program that it refuses: a line for each instruction of each way through it. Kernels
+/// since 6.4 keep the end of what is longer.
 pub const BPF_LOG_SIZE: usize = 64 * 1024;
 /// Bytes of it in an error: the last lines say why.
 pub const BPF_LOG_TAIL: usize = 512;

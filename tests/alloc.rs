@@ -63,6 +63,8 @@ fn watch(format: Format) {
         sip_tcp: Vec::new(),
         media_ip: None,
         media_ports: (11_000, 11_099),
+        media_source: sipreel::engine::media_source::Kind::Sockets,
+        xdp_interfaces: Vec::new(),
         port_cooldown: Duration::from_secs(1),
         cores: cpu::allowed()[..1].to_vec(),
         sessions_max: None,

@@ -8,8 +8,8 @@ use crate::clock::Wall;
 
 /// Room for the source address: a sockaddr_in6.
 const NAME: usize = size_of::<libc::sockaddr_in6>();
-/// Room for the control messages: a timestamp (16 + 16) and a destination address (16 + 20, aligned to 8).
-const CONTROL: usize = 32 + 40;
+/// Room for the control messages: a timestamp (16 + 16) and the longest destination, a sockaddr_in6 (16 + 28, aligned to 8).
+const CONTROL: usize = 32 + 48;
 /// What the kernel writes first: four lengths.
 const HEADER: usize = 16;
 const _: () = assert!(NAME == 28 && size_of::<libc::timespec>() == 16 && size_of::<libc::cmsghdr>() == 16);
@@ -18,13 +18,17 @@ const _: () = assert!(NAME == 28 && size_of::<libc::timespec>() == 16 && size_of
 #[derive(Debug)]
 pub struct Datagram<'a> {
     pub from: SocketAddr,
-    /// The destination address, when the socket tells it (IP_PKTINFO).
+    /// The destination address, when the socket tells it (IP_PKTINFO, IP_RECVORIGDSTADDR).
     pub to: Option<IpAddr>,
+    /// The destination port, when the socket tells it (IP_RECVORIGDSTADDR): it is not the port that the socket is bound to.
+    pub port: Option<u16>,
     /// When the kernel received it, when the socket tells it (SO_TIMESTAMPNS).
     pub at: Option<Wall>,
     pub bytes: &'a [u8],
     /// The datagram was longer than the buffer.
     pub truncated: bool,
+    /// The frame that brought it, as in [`crate::media::Packet`].
+    pub frame: Option<&'a [u8]>,
 }
 
 /// The msghdr that a multishot recvmsg is armed with: only the two lengths matter to it.
@@ -40,7 +44,7 @@ pub fn template() -> libc::msghdr {
 pub fn parse<'a>(buffer: &'a [u8], template: &libc::msghdr) -> Option<Datagram<'a>> {
     let message = RecvMsgOut::parse(buffer, template).ok()?;
     let from = address(message.name_data())?;
-    let (mut to, mut at) = (None, None);
+    let (mut to, mut port, mut at) = (None, None, None);
     for (level, kind, data) in ControlMessages(message.control_data()) {
         match (level, kind) {
             (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS) => at = timestamp(data),
@@ -48,12 +52,23 @@ pub fn parse<'a>(buffer: &'a [u8], template: &libc::msghdr) -> Option<Datagram<'
             (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                 to = data.get(..16).and_then(ipv6).map(|ip| ip.to_canonical())
             }
+            (libc::IPPROTO_IP, libc::IP_ORIGDSTADDR) | (libc::IPPROTO_IPV6, libc::IPV6_ORIGDSTADDR) => {
+                let destination = address(data);
+                (to, port) = (destination.map(|to| to.ip()), destination.map(|to| to.port()));
+            }
             _ => {}
         }
     }
     // The crate's slices borrow its view; the payload is what follows name and control in the buffer.
     let bytes = buffer.get(HEADER + NAME + CONTROL..)?;
-    Some(Datagram { from, to, at, bytes, truncated: message.is_payload_truncated() })
+    Some(Datagram { from, to, port, at, bytes, truncated: message.is_payload_truncated(), frame: None })
+}
+
+/// The destination port of a datagram that has not been parsed yet, of a socket that tells time and original destination: where
+/// the kernel puts it, without a proof. Only good for a guess.
+pub fn port_hint(buffer: &[u8]) -> Option<u16> {
+    let at = HEADER + NAME + 32 + 16 + 2;
+    Some(u16::from_be_bytes([*buffer.get(at)?, *buffer.get(at + 1)?]))
 }
 
 /// A sockaddr_in or sockaddr_in6 as bytes. v4-mapped addresses become IPv4.

@@ -192,3 +192,66 @@ impl Asked {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::namespace::{self, ip};
+    use super::*;
+
+    #[test]
+    fn an_interface_is_found_with_its_queues() {
+        namespace::run(|| {
+            ip(
+                "link add far numrxqueues 3 numtxqueues 3 mtu 1400 type veth peer name near numrxqueues 2 numtxqueues 2",
+            );
+            let far = Interface::named("far").unwrap();
+            assert_eq!((far.name.as_str(), far.driver.as_deref(), far.rx_queues), ("far", Some("veth"), 3));
+            assert_eq!((far.mtu, far.up), (1_400, false));
+            let near = Interface::named("near").unwrap();
+            assert_eq!((near.rx_queues, near.mtu), (2, 1_500));
+            assert_ne!(far.index, near.index);
+            ip("link set far up");
+            assert!(!Interface::named("far").unwrap().up, "it has no carrier yet");
+            ip("link set near up");
+            assert!(Interface::named("far").unwrap().up);
+        });
+    }
+
+    #[test]
+    fn loopback_has_no_channels_and_counts_as_one_queue() {
+        namespace::run(|| {
+            let lo = Interface::named("lo").unwrap();
+            assert_eq!((lo.index, lo.rx_queues, lo.up), (1, 1, false));
+        });
+    }
+
+    #[test]
+    fn an_error_names_what_there_is() {
+        namespace::run(|| {
+            ip("link add far type veth peer name near");
+            for name in ["eth7", "", "a\0", "0123456789abcdef0123456789abcdef"] {
+                let error = Interface::named(name).unwrap_err();
+                assert_eq!(
+                    error,
+                    format!("there is no network interface {name:?}: give one of lo, near, far")
+                );
+            }
+        });
+    }
+
+    #[test]
+    fn addresses_are_those_of_all_interfaces() {
+        namespace::run(|| {
+            assert_eq!(addresses().unwrap(), [] as [IpAddr; 0]);
+            ip("link add far type veth peer name near");
+            ip("link set lo up");
+            ip("addr add 10.1.2.3/24 dev far");
+            ip("addr add 10.1.2.4/24 dev far");
+            ip("addr add 2001:db8::5/64 dev near");
+            let mut found = addresses().unwrap();
+            found.sort();
+            let wanted = ["10.1.2.3", "10.1.2.4", "127.0.0.1", "::1", "2001:db8::5"];
+            assert_eq!(found, wanted.map(|address| address.parse::<IpAddr>().unwrap()));
+        });
+    }
+}

@@ -8,10 +8,8 @@
 //! | `commit` | hashes, manifests, sync, rename |
 
 mod blocks;
-#[cfg_attr(not(test), expect(dead_code))]
 mod bpf;
 mod buffers;
-#[cfg_attr(not(test), expect(dead_code))]
 mod capability;
 mod commit;
 mod control;
@@ -19,10 +17,11 @@ pub mod cpu;
 mod datagram;
 mod directory;
 mod disk;
-#[expect(dead_code)]
 mod interface;
 mod mailbox;
-mod media_source;
+pub mod media_source;
+#[cfg(test)]
+mod namespace;
 mod prefetch;
 mod published;
 mod reactor;
@@ -52,10 +51,11 @@ use crate::session::table::Table;
 use crate::session::{Event, PortPair, Rules, Sessions};
 
 use blocks::Pool;
+use capability::Capability;
 use control::Control;
 use disk::Files;
 use mailbox::Inbox;
-use media_source::sockets::{self, Bound, Sockets};
+use media_source::{Attached, Kind, Part, Request};
 use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
 use recordings::Recordings;
@@ -72,6 +72,9 @@ pub struct Settings {
     /// First (even) and last (odd) media port.
     pub media_ports: (u16, u16),
     pub port_cooldown: Duration,
+    pub media_source: Kind,
+    /// Interfaces whose receive queues are taken.
+    pub xdp_interfaces: Vec<String>,
     /// One reactor per core.
     pub cores: Vec<usize>,
     pub sessions_max: Option<usize>,
@@ -143,27 +146,44 @@ pub struct Recorder {
     pub sip_tcp: Vec<SocketAddr>,
     pub port_pairs: usize,
     pub sessions_max: usize,
+    /// Not `Auto`.
+    pub media_source: Kind,
+    /// Which media source it is and why it is no better one.
+    pub media_source_account: String,
     /// What works less well than asked for.
     pub warnings: Vec<String>,
     pub gauges: Gauges,
     events: Sender<Event>,
     control: JoinHandle<Outcome>,
     others: Vec<JoinHandle<()>>,
+    /// Detached when all threads have ended.
+    _attached: Attached,
+    /// Ends the threads that only look after things.
+    watching: Sender<()>,
 }
 
 impl Recorder {
-    /// Binds every socket, maps all memory, starts the threads; returns when every port is armed.
+    /// Binds every socket, attaches programs, maps all memory, starts the threads; returns when every port is armed. The
+    /// calling thread, and so every thread, is without the capabilities for that from then on.
     pub fn start(settings: &Settings) -> Result<Recorder, StartError> {
         let descriptors = cpu::raise_descriptor_limit();
         writable(&settings.dir)?;
         let reactors = settings.cores.len();
         let plan = Plan::new(settings, descriptors);
-        let mut warnings = plan.warnings.clone();
+        let mut warnings = Vec::new();
         let sip_udp = listeners(&settings.sip_udp, "UDP", |address| udp::bind(address, reactors))?;
         let sip_tcp = listeners(&settings.sip_tcp, "TCP", |address| tcp::bind(address, reactors))?;
-        let media = plan.bind(settings, &mut warnings)?;
-        let ports: Vec<PortPair> =
-            media.iter().enumerate().flat_map(|(reactor, bound)| pairs(reactor, bound)).collect();
+        let media = plan.request(settings).make()?;
+        drop_capabilities()?;
+        warnings.extend(media.warnings);
+        warnings.extend(plan.too_few(media.kind));
+        if let Some(first) = media.taken.first() {
+            warnings.push(format!(
+                "{} media port pairs are in use by others and left out, the first is {first}",
+                media.taken.len()
+            ));
+        }
+        let ports: Vec<PortPair> = media.pairs;
         if ports.is_empty() {
             let (first, last) = settings.media_ports;
             return Err(format!(
@@ -171,8 +191,14 @@ impl Recorder {
             )
             .into());
         }
-        let files: usize = media.iter().map(|bound| plan.files(bound)).sum();
-        let sessions_max = settings.sessions_max.unwrap_or(files).min(files).min(limits::SESSIONS_MAX);
+        let mut files: Vec<usize> =
+            media.parts.iter().enumerate().map(|(reactor, part)| plan.files(reactor, part, &ports)).collect();
+        let sessions_max =
+            settings.sessions_max.unwrap_or(usize::MAX).min(files.iter().sum()).min(limits::SESSIONS_MAX);
+        if settings.format == Format::Pcap {
+            // One file each: no more can be open, and each open one has a block.
+            files.iter_mut().for_each(|files| *files = (*files).min(sessions_max));
+        }
         if settings.sessions_max.is_some_and(|asked| asked > sessions_max) {
             warnings.push(format!(
                 "--max-sessions is lowered to {sessions_max}: there are no more media ports or descriptors"
@@ -198,7 +224,7 @@ impl Recorder {
         let mut parts = Vec::new();
         let (sip_udp, mut sip_udp_sockets) = by_reactor(sip_udp, reactors);
         let (sip_tcp, mut sip_tcp_sockets) = by_reactor(sip_tcp, reactors);
-        for (index, bound) in media.into_iter().enumerate() {
+        for (index, part) in media.parts.into_iter().enumerate() {
             let (mailbox, inbox) =
                 mailbox::mailbox().map_err(|e| format!("creating an eventfd failed: {e}"))?;
             let (write_latency, published_latency) = Recorded::new();
@@ -211,8 +237,8 @@ impl Recorder {
             parts.push(Parts {
                 index: index as u8,
                 core: settings.cores[index],
-                files: plan.files(&bound),
-                bound,
+                files: files[index],
+                part,
                 sessions: sessions_max,
                 udp: std::mem::take(&mut sip_udp_sockets[index]),
                 tcp: std::mem::take(&mut sip_tcp_sockets[index])
@@ -240,6 +266,10 @@ impl Recorder {
         let directory =
             directory::Directory::new(settings.dir.clone(), job_queue, mailboxes.clone(), commits);
         others.push(spawn("directory", move || directory.run())?);
+        let (watching, stop) = bounded(0);
+        if let Some(watch) = media.watch {
+            others.push(spawn("interfaces", move || watch.run(&stop))?);
+        }
         let commit = commit::Commit::new(settings.dir.clone(), commit_queue, events.clone());
         others.push(spawn("commit", move || commit.run())?);
 
@@ -257,7 +287,21 @@ impl Recorder {
         let control =
             Control { sessions, events: incoming, reactors: mailboxes, setup, outcome: Outcome::default() };
         let control = spawn("control", move || control.run())?;
-        Ok(Recorder { sip_udp, sip_tcp, port_pairs, sessions_max, warnings, gauges, events, control, others })
+        Ok(Recorder {
+            sip_udp,
+            sip_tcp,
+            port_pairs,
+            sessions_max,
+            media_source: media.kind,
+            media_source_account: media.account,
+            warnings,
+            gauges,
+            events,
+            control,
+            others,
+            _attached: media.attached,
+            watching,
+        })
     }
 
     /// No new sessions from now on; running ones are ended with BYE after `grace`. Then [`Recorder::wait`] returns.
@@ -268,9 +312,10 @@ impl Recorder {
 
     /// Waits until a drain is complete: everything written, renamed, synced.
     pub fn wait(self) -> Outcome {
-        let Recorder { events, control, others, .. } = self;
+        let Recorder { events, control, others, watching, _attached, .. } = self;
         let outcome = control.join().unwrap_or_default();
         drop(events);
+        drop(watching);
         for thread in others {
             let _ = thread.join();
         }
@@ -278,14 +323,21 @@ impl Recorder {
     }
 }
 
+/// What the media sources needed was needed to make them. CAP_SYS_ADMIN, which nothing here uses, would stand for it.
+fn drop_capabilities() -> Result<(), StartError> {
+    capability::drop_all(&[Capability::NetAdmin, Capability::NetRaw, Capability::Bpf, Capability::SysAdmin])
+        .map_err(|e| StartError(format!("capabilities cannot be dropped ({e}): see capabilities(7)")))
+}
+
 /// How many port pairs and files each reactor gets.
 struct Plan {
-    first: u16,
-    pairs: usize,
+    ports: (u16, u16),
+    /// Pairs in the range, and those of them for which there are descriptors if each port needs one.
+    asked: usize,
+    pairs_of_sockets: usize,
     reactors: usize,
-    table: usize,
+    descriptors: usize,
     format: Format,
-    warnings: Vec<String>,
 }
 
 impl Plan {
@@ -301,65 +353,46 @@ impl Plan {
             Format::Pcap => descriptors * 2 / 5,
             Format::Raw => descriptors / 3,
         };
-        let pairs = asked.min((descriptors - reserved) / 2).min(per_table * reactors);
-        let mut warnings = Vec::new();
-        if pairs < asked {
-            warnings.push(format!(
+        let pairs_of_sockets = asked.min((descriptors - reserved) / 2).min(per_table * reactors);
+        let ports = settings.media_ports;
+        Plan { ports, asked, pairs_of_sockets, reactors, descriptors, format: settings.format }
+    }
+
+    fn request<'a>(&self, settings: &'a Settings) -> Request<'a> {
+        Request {
+            kind: settings.media_source,
+            interfaces: &settings.xdp_interfaces,
+            // Behind a NAT the address of the answers is not ours to bind.
+            ip: settings.media_ip.filter(|&ip| std::net::UdpSocket::bind((ip, 0)).is_ok()),
+            ports: self.ports,
+            pairs_of_sockets: self.pairs_of_sockets,
+            reactors: self.reactors,
+            deadline: cpu::now().mono + limits::BIND_PATIENCE,
+        }
+    }
+
+    fn too_few(&self, kind: Kind) -> Option<String> {
+        let Plan { asked, pairs_of_sockets: pairs, descriptors, reactors, .. } = *self;
+        (kind == Kind::Sockets && pairs < asked).then(|| {
+            let reserved = limits::DESCRIPTORS_RESERVED.min(descriptors / 4);
+            format!(
                 "only {pairs} of {asked} media port pairs are used: RLIMIT_NOFILE is {descriptors}; raise it \
                  (systemd: LimitNOFILE) to {}",
                 (asked * 2 + reserved).max(asked * 5 / 2 / reactors)
-            ));
-        }
-        Plan { first, pairs, reactors, table: descriptors, format: settings.format, warnings }
-    }
-
-    /// Binds a slice of the range for each reactor.
-    fn bind(&self, settings: &Settings, warnings: &mut Vec<String>) -> Result<Vec<Bound>, StartError> {
-        let last = settings.media_ports.1;
-        let mut next = u32::from(self.first);
-        let deadline = cpu::now().mono + limits::BIND_PATIENCE;
-        // Behind a NAT the address of the answers is not ours to bind.
-        let ip = settings.media_ip.filter(|&ip| std::net::UdpSocket::bind((ip, 0)).is_ok());
-        let mut bound = Vec::new();
-        let mut taken = Vec::new();
-        for reactor in 0..self.reactors {
-            let wanted = self.pairs / self.reactors + usize::from(reactor < self.pairs % self.reactors);
-            let ports = (next..u32::from(last)).step_by(2).map(|port| port as u16);
-            let (mine, not_mine) = sockets::bind(ip, ports, wanted, deadline).map_err(|e| {
-                format!("binding media ports failed ({e}): check --media-ip and --media-ports")
-            })?;
-            next += (mine.rtp_ports.len() + not_mine.len()) as u32 * 2;
-            bound.push(mine);
-            taken.extend(not_mine);
-        }
-        if !taken.is_empty() {
-            warnings.push(format!(
-                "{} media port pairs are in use by others and left out, the first is {}",
-                taken.len(),
-                taken[0]
-            ));
-        }
-        Ok(bound)
+            )
+        })
     }
 
     /// Media files that a reactor can have open: no recording has fewer pairs than files.
-    fn files(&self, bound: &Bound) -> usize {
-        let pairs = bound.rtp_ports.len();
+    fn files(&self, reactor: usize, part: &Part, ports: &[PortPair]) -> usize {
+        let pairs = ports.iter().filter(|pair| usize::from(pair.reactor) == reactor).count();
         let files = match self.format {
             Format::Pcap => pairs,
             // A stream that replaces another in a re-INVITE has its file beside the other's.
             Format::Raw => pairs * 2,
         };
-        files.min(self.table - pairs * 2)
+        files.min(self.descriptors.saturating_sub(part.files()))
     }
-}
-
-fn pairs(reactor: usize, bound: &Bound) -> impl Iterator<Item = PortPair> + '_ {
-    bound.rtp_ports.iter().enumerate().map(move |(index, &rtp)| PortPair {
-        reactor: reactor as u8,
-        index: index as u16,
-        rtp,
-    })
 }
 
 type Listening = (SocketAddr, Vec<Socket>);
@@ -399,7 +432,7 @@ struct Parts {
     index: u8,
     core: usize,
     files: usize,
-    bound: Bound,
+    part: Part,
     sessions: usize,
     udp: Vec<(Socket, SocketAddr)>,
     tcp: Vec<Socket>,
@@ -415,15 +448,15 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Reactor, String> {
         cpu::pin(self.core).map_err(|e| format!("cannot run on core {} ({e}): check --cores", self.core))?;
-        let sockets = self.bound.rtp_ports.len() * 2;
+        let sockets = self.part.files();
         let mut ring = Ring::new((sockets + self.files) as u32)?;
-        let media = Sockets::arm(self.bound, &mut ring)?;
+        let media = self.part.arm(&mut ring)?;
         let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
         let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
         let files = Files::new(sockets as u32, self.files, self.write_latency, self.counters.clone());
         let pool = Pool::new(self.files + limits::BLOCKS_SPARE);
         let recordings = Recordings::new(
-            media.len(),
+            media.ports(),
             self.sessions,
             files,
             pool,
@@ -433,7 +466,7 @@ impl Parts {
         );
         Ok(Reactor {
             ring,
-            sockets: media,
+            media,
             udp,
             tcp,
             recordings,

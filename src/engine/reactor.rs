@@ -14,7 +14,7 @@ use io_uring::types::Fd;
 
 use super::cpu;
 use super::mailbox::{Inbox, Letter};
-use super::media_source::sockets::Sockets;
+use super::media_source::{Incoming, MediaSource, Queue};
 use super::published::Recorded;
 use super::recordings::Recordings;
 use super::ring::{Completion, Kind, Ring, Token};
@@ -32,7 +32,7 @@ const SIP_BUSY: Duration = Duration::from_millis(5);
 
 pub struct Reactor {
     pub ring: Ring,
-    pub sockets: Sockets,
+    pub media: MediaSource,
     pub udp: Listeners,
     pub tcp: Connections,
     pub recordings: Recordings,
@@ -135,6 +135,8 @@ impl Reactor {
         let idle = if self.recordings.ending() { limits::ENDING_WAIT } else { IDLE };
         let (least, most) = match (busy, self.recordings.is_empty()) {
             (true, _) => (limits::BATCH_WAIT_BUSY, limits::BATCH_WAIT),
+            // Nothing wakes us for what comes through a receive queue.
+            (false, false) if self.media.polled() => (limits::BATCH_WAIT, limits::BATCH_WAIT),
             (false, false) => (limits::BATCH_WAIT, idle),
             (false, true) => (Duration::ZERO, IDLE),
         };
@@ -158,19 +160,37 @@ impl Reactor {
             }
         }
         self.ring.reaped(batch);
-        result
+        result.and_then(|()| self.frames())
     }
 
     /// Touch each stream's cache lines once, ahead of time: then memory is the cost of a packet, and it is paid in parallel.
     fn look_ahead(&self, coming: &[Completion]) {
-        let socket =
-            |ahead: usize| coming.get(ahead).map(|c| c.token).filter(|token| token.kind == Kind::Media);
-        if let Some(token) = socket(limits::PREFETCH_RECORDING) {
-            self.recordings.prefetch_recording(token.slot);
+        let media = |ahead: usize| coming.get(ahead).filter(|c| c.token.kind == Kind::Media);
+        if let Some(&completion) = media(limits::PREFETCH_RECORDING) {
+            self.recordings.prefetch_recording(self.media.coming(completion));
         }
-        if let Some(token) = socket(limits::PREFETCH_STREAM) {
-            self.recordings.prefetch_stream(token.slot);
+        if let Some(&completion) = media(limits::PREFETCH_STREAM) {
+            self.recordings.prefetch_stream(self.media.coming(completion));
         }
+    }
+
+    /// What has come through receive queues.
+    fn frames(&mut self) -> io::Result<()> {
+        let Reactor { ring, media, recordings, clock, .. } = self;
+        for queue in media.queues() {
+            let mut left = limits::XDP_BATCHES_PER_TURN;
+            while left > 0 {
+                left -= 1;
+                let ready = queue.peek();
+                frames_of(queue, ready, recordings, ring, clock.now)?;
+                queue.release();
+                if ready < limits::XDP_BATCH {
+                    break;
+                }
+            }
+            queue.turned(left == 0);
+        }
+        Ok(())
     }
 
     fn dispatch(&mut self, completion: Completion) -> io::Result<()> {
@@ -200,15 +220,13 @@ impl Reactor {
     }
 
     fn media(&mut self, completion: Completion) -> io::Result<()> {
-        let Reactor { ring, sockets, recordings, counters, clock, .. } = self;
-        let socket = completion.token.slot;
-        let port = sockets.port(socket);
+        let Reactor { ring, media, recordings, counters, clock, .. } = self;
         let mut result = Ok(());
-        let take = |datagram: Option<&super::datagram::Datagram<'_>>| match datagram {
-            Some(datagram) => result = recordings.packet(ring, socket, port, datagram, clock.now),
+        let take = |incoming: Option<&Incoming<'_>>| match incoming {
+            Some(incoming) => result = recordings.packet(ring, incoming, clock.now),
             None => recordings.unreadable(),
         };
-        if sockets.complete(completion, take).is_err() {
+        if media.complete(completion, take).is_err() {
             counters.buffers_exhausted.add(1);
         }
         result
@@ -250,8 +268,8 @@ impl Reactor {
             match self.inbox.letters.try_recv() {
                 Ok(Letter::Command(command)) => self.command(command)?,
                 Ok(Letter::Opened(opened)) => {
-                    let Reactor { recordings, ring, sockets, clock, outbox, .. } = self;
-                    recordings.opened(ring, sockets, opened, clock.now, &mut outbox.fresh)?;
+                    let Reactor { recordings, ring, media, clock, outbox, .. } = self;
+                    recordings.opened(ring, media, opened, clock.now, &mut outbox.fresh)?;
                 }
                 Ok(Letter::Stop) => self.clock.stop_at = Some(self.clock.now.mono + limits::STOP_GRACE),
                 Err(_) => break,
@@ -262,11 +280,11 @@ impl Reactor {
 
     fn command(&mut self, command: Command) -> io::Result<()> {
         let now = self.clock.now;
-        let Reactor { ring, sockets, tcp, recordings, outbox, .. } = self;
+        let Reactor { ring, media, tcp, recordings, outbox, .. } = self;
         match command {
             Command::Send { flow, bytes } => self.send(&flow, bytes),
             Command::Open(open) => recordings.open(*open, now, &mut outbox.fresh),
-            Command::Change(change) => recordings.change(sockets, *change, now, &mut outbox.fresh),
+            Command::Change(change) => recordings.change(media, *change, now, &mut outbox.fresh),
             Command::Signal { key, signal } => recordings.signal(ring, key, signal, now)?,
             Command::File { key, file } => recordings.small_file(key, file),
             Command::Close(close) => recordings.close(*close, now, &mut outbox.fresh),
@@ -290,13 +308,13 @@ impl Reactor {
     }
 
     fn due(&mut self) -> io::Result<()> {
-        let Reactor { ring, sockets, udp, tcp, recordings, outbox, clock, batch, counters, .. } = self;
-        recordings.finish(ring, sockets, clock.now, &mut outbox.fresh)?;
+        let Reactor { ring, media, udp, tcp, recordings, outbox, clock, batch, counters, .. } = self;
+        recordings.finish(ring, media, clock.now, &mut outbox.fresh)?;
         if clock.now.mono < clock.tick_due {
             return Ok(());
         }
         clock.tick_due = clock.now.mono + limits::TICK;
-        recordings.sweep(ring, sockets, clock.now)?;
+        recordings.sweep(ring, media, clock.now)?;
         tcp.sweep(clock.now.mono, ring, &mut outbox.arrivals)?;
         counters.sip_kernel_dropped.add(udp.new_drops());
         batch.publish();
@@ -305,7 +323,7 @@ impl Reactor {
 
     /// Gives buffers back, arms again what has ended, passes on what control has to know.
     fn publish(&mut self) -> io::Result<()> {
-        self.sockets.publish(&mut self.ring)?;
+        self.media.publish(&mut self.ring)?;
         self.udp.publish(&mut self.ring)?;
         self.tcp.publish(&mut self.ring)?;
         self.outbox.pass_on();
@@ -321,6 +339,37 @@ impl Reactor {
         // SAFETY: the eight bytes are boxed and live as long as the ring; nobody reads them while the kernel may write.
         unsafe { self.ring.push(&entry) }
     }
+}
+
+/// All frames of one batch. Each is fetched, then what it will touch, some frames before its turn.
+fn frames_of(
+    queue: &mut Queue,
+    ready: usize,
+    recordings: &mut Recordings,
+    ring: &mut Ring,
+    now: Now,
+) -> io::Result<()> {
+    const RECORDING: usize = limits::XDP_PREFETCH_FRAME - limits::XDP_PREFETCH_RECORDING;
+    const STREAM: usize = limits::XDP_PREFETCH_FRAME - limits::XDP_PREFETCH_STREAM;
+    for step in 0..ready + limits::XDP_PREFETCH_FRAME {
+        if step < ready {
+            queue.prefetch(step);
+        }
+        let frame = |behind: usize| step.checked_sub(behind).filter(|&frame| frame < ready);
+        if let Some(frame) = frame(RECORDING) {
+            recordings.prefetch_recording(queue.look(frame));
+        }
+        if let Some(frame) = frame(STREAM) {
+            recordings.prefetch_stream(queue.index(frame));
+        }
+        if let Some(frame) = frame(limits::XDP_PREFETCH_FRAME) {
+            match queue.incoming(frame, now) {
+                Some(incoming) => recordings.packet(ring, &incoming, now)?,
+                None => recordings.unreadable(),
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

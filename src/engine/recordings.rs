@@ -14,11 +14,10 @@ use crossbeam::channel::Sender;
 
 use super::blocks::Pool;
 use super::commit::Finished;
-use super::datagram::Datagram;
 use super::directory::{Job, NewFile};
 use super::disk::{FileKey, Files, Lost};
 use super::mailbox::Opened;
-use super::media_source::sockets::Sockets;
+use super::media_source::{Incoming, MediaSource};
 use super::prefetch::prefetch;
 use super::ring::{Completion, Ring};
 use crate::clock::{Mono, Now, Wall};
@@ -64,6 +63,8 @@ struct Live {
     signals: Vec<Signal>,
     problems: Vec<String>,
     lost_in_writes: u64,
+    /// `Recordings::shared_drops` when it began.
+    shared_drops_before: u64,
 }
 
 struct LiveStream {
@@ -99,6 +100,8 @@ struct Linger {
     until: Mono,
     /// When they do in any case.
     latest: Mono,
+    /// What the kernel received until then is part of the recording.
+    asked: Wall,
 }
 
 pub struct Recordings {
@@ -115,6 +118,8 @@ pub struct Recordings {
     flush_interval: Duration,
     jobs: Jobs,
     counters: Arc<ReactorCounters>,
+    /// Datagrams that the kernel has dropped so far where ports share what drops.
+    shared_drops: u64,
 }
 
 /// The way to the directory thread. A reactor never waits for it: what finds the queue full is kept, in order, for the next
@@ -147,7 +152,7 @@ impl Jobs {
 
 impl Recordings {
     pub fn new(
-        sockets: usize,
+        ports: usize,
         sessions: usize,
         files: Files,
         pool: Pool,
@@ -158,7 +163,8 @@ impl Recordings {
         let unused = PortUse { recording: 0, stream: 0, channel: Channel::Rtp, state: PortState::Unused };
         counters.blocks_total.set(pool.total() as u64);
         Recordings {
-            ports: vec![unused; sockets],
+            // One more: the ports that are not ours.
+            ports: vec![unused; ports + 1],
             live: (0..sessions).map(|_| None).collect(),
             active: Vec::with_capacity(sessions),
             sweep_from: 0,
@@ -170,6 +176,7 @@ impl Recordings {
             flush_interval,
             jobs: Jobs { queue: jobs, kept: VecDeque::new() },
             counters,
+            shared_drops: 0,
         }
     }
 
@@ -187,31 +194,25 @@ impl Recordings {
         self.active.is_empty()
     }
 
-    /// A packet of this socket comes soon: fetches the recording.
-    pub fn prefetch_recording(&self, socket: u32) {
-        if let Some(live) = &self.live[self.ports[socket as usize].recording as usize] {
+    /// A packet of this port comes soon: fetches the recording.
+    pub fn prefetch_recording(&self, index: u32) {
+        if let Some(live) = &self.live[self.ports[index as usize].recording as usize] {
             prefetch((&raw const **live).cast(), size_of::<Live>().div_ceil(limits::CACHE_LINE));
         }
     }
 
     /// The same a little later, when the recording is there: fetches what it points to.
-    pub fn prefetch_stream(&self, socket: u32) {
-        let PortUse { recording, stream, .. } = self.ports[socket as usize];
+    pub fn prefetch_stream(&self, index: u32) {
+        let PortUse { recording, stream, .. } = self.ports[index as usize];
         if let Some(live) = &self.live[recording as usize] {
             live.media.touched(stream).into_iter().for_each(|(start, lines)| prefetch(start, lines));
         }
     }
 
-    /// One datagram of a media socket. It ends in a block or in `dropped`, by cause.
-    pub fn packet(
-        &mut self,
-        ring: &mut Ring,
-        socket: u32,
-        port: u16,
-        datagram: &Datagram<'_>,
-        now: Now,
-    ) -> io::Result<()> {
-        let PortUse { recording, stream, channel, state } = self.ports[socket as usize];
+    /// One datagram of a media port. It ends in a block or in `dropped`, by cause.
+    pub fn packet(&mut self, ring: &mut Ring, incoming: &Incoming<'_>, now: Now) -> io::Result<()> {
+        let Incoming { index, port, datagram } = incoming;
+        let PortUse { recording, stream, channel, state } = self.ports[*index as usize];
         let len = datagram.bytes.len() as u64;
         self.counters.packets.add(1);
         self.counters.bytes.add(len);
@@ -224,9 +225,9 @@ impl Recordings {
         let packet = Packet {
             at: datagram.at.unwrap_or(now.wall),
             from: datagram.from,
-            to: SocketAddr::new(address, port),
+            to: SocketAddr::new(address, *port),
             bytes: datagram.bytes,
-            frame: None,
+            frame: datagram.frame,
         };
         if datagram.truncated {
             self.counters.truncated.add(1);
@@ -275,6 +276,7 @@ impl Recordings {
             signals: open.signals,
             problems: Vec::new(),
             lost_in_writes: 0,
+            shared_drops_before: self.shared_drops,
         });
         if self.jobs.full() {
             let failure = Failure { what: "queue the opening of", path: live.path, errno: libc::EAGAIN };
@@ -292,7 +294,7 @@ impl Recordings {
     pub fn opened(
         &mut self,
         ring: &mut Ring,
-        sockets: &mut Sockets,
+        media: &mut MediaSource,
         opened: Opened,
         now: Now,
         events: &mut Vec<Event>,
@@ -320,13 +322,13 @@ impl Recordings {
             }
             (Ok(()), Stage::Opening) => {
                 live.stage = Stage::Active;
-                self.arm(sockets, key.slot);
+                self.arm(media, key.slot);
                 self.early_signals(ring, key.slot, now)?;
                 events.push(Event::Opened { key });
             }
             (Ok(()), _) => {
                 self.take_out(key.slot, now.mono);
-                self.arm(sockets, key.slot);
+                self.arm(media, key.slot);
                 events.push(Event::Changed { key });
             }
             (Err(failure), Stage::Opening) => {
@@ -369,13 +371,13 @@ impl Recordings {
     }
 
     /// Gives the sockets of the pending streams to the recording.
-    fn arm(&mut self, sockets: &mut Sockets, slot: u32) {
+    fn arm(&mut self, media: &mut MediaSource, slot: u32) {
         let Some(live) = self.live[slot as usize].as_mut() else { return };
         for stream in std::mem::take(&mut live.pending) {
             for (offset, channel) in [(0, Channel::Rtp), (1, Channel::Rtcp)] {
                 let socket = u32::from(stream.ports.index) * 2 + offset;
                 // What the kernel dropped before is not this stream's.
-                self.counters.kernel_dropped.add(u64::from(sockets.new_drops(socket)));
+                self.counters.kernel_dropped.add(u64::from(media.new_drops(socket)));
                 let state = PortState::Open;
                 self.ports[socket as usize] =
                     PortUse { recording: slot, stream: stream.stream, channel, state };
@@ -438,7 +440,7 @@ impl Recordings {
     }
 
     /// Streams that a re-INVITE added or ended.
-    pub fn change(&mut self, sockets: &mut Sockets, change: Change, now: Now, events: &mut Vec<Event>) {
+    pub fn change(&mut self, media: &mut MediaSource, change: Change, now: Now, events: &mut Vec<Event>) {
         let Change { key, add, remove } = change;
         if self.current(key).is_none() {
             let failure =
@@ -456,7 +458,7 @@ impl Recordings {
         let files = live.new_files(now);
         if files.is_empty() {
             self.take_out(key.slot, now.mono);
-            self.arm(sockets, key.slot);
+            self.arm(media, key.slot);
             events.push(Event::Changed { key });
         } else {
             jobs.send(Job::Add { key, path: live.path.clone(), files });
@@ -473,8 +475,7 @@ impl Recordings {
         match (manifest, &live.stage) {
             (_, Stage::Opening) => live.stage = Stage::Cancelled,
             (manifest, Stage::Active) => {
-                let linger =
-                    if manifest.is_some() { Linger::for_the_rest(now.mono) } else { Linger::none(now.mono) };
+                let linger = if manifest.is_some() { Linger::for_the_rest(now) } else { Linger::none(now) };
                 live.stage = Stage::Lingering(linger, manifest);
                 self.ending.push(key.slot);
             }
@@ -486,13 +487,13 @@ impl Recordings {
     pub fn finish(
         &mut self,
         ring: &mut Ring,
-        sockets: &mut Sockets,
+        media: &mut MediaSource,
         now: Now,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
         let mut ending = std::mem::take(&mut self.ending);
         let mut result = Ok(());
-        ending.retain(|&slot| match self.finish_one(ring, sockets, slot, now, events) {
+        ending.retain(|&slot| match self.finish_one(ring, media, slot, now, events) {
             Ok(done) => !done,
             Err(e) => {
                 result = Err(e);
@@ -507,7 +508,7 @@ impl Recordings {
     fn finish_one(
         &mut self,
         ring: &mut Ring,
-        sockets: &mut Sockets,
+        media: &mut MediaSource,
         slot: u32,
         now: Now,
         events: &mut Vec<Event>,
@@ -518,19 +519,19 @@ impl Recordings {
             if now.mono < linger.until || !live.pending.is_empty() {
                 return Ok(false);
             }
-            let ports = &self.ports;
+            let (ports, asked) = (&self.ports, linger.asked);
             let ours = |socket: &u32| {
                 let port = &ports[*socket as usize];
                 port.recording == slot && port.state == PortState::Open
             };
             let waits = |stream: &LiveStream| {
-                stream.sockets().into_iter().filter(ours).any(|socket| sockets.waiting(socket))
+                stream.sockets().into_iter().filter(ours).any(|socket| media.waiting(socket, asked))
             };
             if now.mono < linger.latest && live.streams.iter().any(waits) {
                 linger.until = now.mono + limits::CLOSE_LINGER;
                 return Ok(false);
             }
-            self.fall_silent(ring, sockets, slot, now)?;
+            self.fall_silent(ring, media, slot, now)?;
         }
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(true) };
         let idle = live.files.iter().all(|&file| self.files.idle(file));
@@ -539,6 +540,7 @@ impl Recordings {
         }
         let key = live.key;
         if let Some(mut live) = self.take(slot) {
+            live.note_shared_drops(self.shared_drops);
             self.jobs.send(match live.finished(&mut self.files, ring)? {
                 Some(finished) => Job::Commit(Box::new(finished)),
                 None => Job::Discard { path: live.path },
@@ -549,9 +551,15 @@ impl Recordings {
     }
 
     /// From lingering to flushing: the last blocks are sent off.
-    fn fall_silent(&mut self, ring: &mut Ring, sockets: &mut Sockets, slot: u32, now: Now) -> io::Result<()> {
+    fn fall_silent(
+        &mut self,
+        ring: &mut Ring,
+        media: &mut MediaSource,
+        slot: u32,
+        now: Now,
+    ) -> io::Result<()> {
         let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
-        (0..streams).for_each(|stream| self.silence(sockets, slot, stream));
+        (0..streams).for_each(|stream| self.silence(media, slot, stream));
         let Some(live) = self.live[slot as usize].as_mut() else { return Ok(()) };
         live.media.flush(&mut self.writes);
         live.stage = match std::mem::replace(&mut live.stage, Stage::Cancelled) {
@@ -572,13 +580,13 @@ impl Recordings {
 
     /// A part of the open recordings each time, so that all are seen once per `sweep_period`: old blocks are sent off, drops
     /// are read from the sockets.
-    pub fn sweep(&mut self, ring: &mut Ring, sockets: &mut Sockets, now: Now) -> io::Result<()> {
+    pub fn sweep(&mut self, ring: &mut Ring, media: &mut MediaSource, now: Now) -> io::Result<()> {
         let ticks = (self.sweep_period().as_millis() / limits::TICK.as_millis()).max(1) as usize;
         for _ in 0..self.active.len().div_ceil(ticks) {
             self.sweep_from = (self.sweep_from + 1) % self.active.len();
             let slot = self.active[self.sweep_from];
-            self.read_drops(sockets, slot);
-            self.silence_removed(sockets, slot, now.mono);
+            self.read_drops(media, slot);
+            self.silence_removed(media, slot, now.mono);
             let Some(live) = self.live[slot as usize].as_mut() else { continue };
             let interval = self.flush_interval;
             if live.media.staged_since().is_some_and(|since| overdue(since, now.wall, interval)) {
@@ -586,6 +594,9 @@ impl Recordings {
                 self.write(ring, slot, now.mono, false)?;
             }
         }
+        let drops = media.new_shared_drops();
+        self.shared_drops += drops;
+        self.counters.kernel_dropped.add(drops);
         self.counters.blocks_used.set(self.pool.used() as u64);
         self.files.publish();
         self.jobs.flush();
@@ -630,18 +641,18 @@ impl Recordings {
     }
 
     /// Streams that were taken out some time ago.
-    fn silence_removed(&mut self, sockets: &mut Sockets, slot: u32, now: Mono) {
+    fn silence_removed(&mut self, media: &mut MediaSource, slot: u32, now: Mono) {
         let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
         for stream in 0..streams {
             let live = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream));
             if live.and_then(|live| live.silent_at.take_if(|at| *at <= now)).is_some() {
-                self.silence(sockets, slot, stream);
+                self.silence(media, slot, stream);
             }
         }
     }
 
-    fn silence(&mut self, sockets: &mut Sockets, slot: u32, stream: usize) {
-        self.read_stream_drops(sockets, slot, stream);
+    fn silence(&mut self, media: &mut MediaSource, slot: u32, stream: usize) {
+        self.read_stream_drops(media, slot, stream);
         let live = self.live[slot as usize].as_ref().and_then(|live| live.streams.get(stream));
         let Some(socket) = live.map(|live| usize::from(live.ports.index) * 2) else { return };
         for port in &mut self.ports[socket..socket + 2] {
@@ -652,12 +663,12 @@ impl Recordings {
         }
     }
 
-    fn read_drops(&mut self, sockets: &mut Sockets, slot: u32) {
+    fn read_drops(&mut self, media: &mut MediaSource, slot: u32) {
         let streams = self.live[slot as usize].as_ref().map_or(0, |live| live.streams.len());
-        (0..streams).for_each(|stream| self.read_stream_drops(sockets, slot, stream));
+        (0..streams).for_each(|stream| self.read_stream_drops(media, slot, stream));
     }
 
-    fn read_stream_drops(&mut self, sockets: &mut Sockets, slot: u32, index: usize) {
+    fn read_stream_drops(&mut self, media: &mut MediaSource, slot: u32, index: usize) {
         let Some(stream) = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(index))
         else {
             return;
@@ -666,7 +677,7 @@ impl Recordings {
             let port = self.ports[socket as usize];
             let ours = port.recording == slot && usize::from(port.stream) == index;
             if port.state == PortState::Open && ours {
-                let drops = u64::from(sockets.new_drops(socket));
+                let drops = u64::from(media.new_drops(socket));
                 stream.kernel_dropped += drops;
                 self.counters.kernel_dropped.add(drops);
             }
@@ -694,12 +705,13 @@ impl Recordings {
 }
 
 impl Linger {
-    fn for_the_rest(now: Mono) -> Linger {
-        Linger { until: now + limits::CLOSE_LINGER, latest: now + limits::CLOSE_LINGER_MAX }
+    fn for_the_rest(now: Now) -> Linger {
+        let asked = Wall(now.wall.0 + limits::CLOSE_LINGER.as_nanos() as u64);
+        Linger { until: now.mono + limits::CLOSE_LINGER, latest: now.mono + limits::CLOSE_LINGER_MAX, asked }
     }
 
-    fn none(now: Mono) -> Linger {
-        Linger { until: now, latest: now }
+    fn none(now: Now) -> Linger {
+        Linger { until: now.mono, latest: now.mono, asked: now.wall }
     }
 }
 
@@ -714,6 +726,15 @@ impl Live {
             .collect();
         self.headers = files.iter().map(|file| file.header.len() as u64).collect();
         files
+    }
+
+    fn note_shared_drops(&mut self, so_far: u64) {
+        let drops = so_far - self.shared_drops_before;
+        if drops > 0 {
+            self.problem(&format!(
+                "the kernel dropped {drops} media datagrams on their way to this core; some may be of this recording"
+            ));
+        }
     }
 
     /// Notes each problem once; `true`: it is new.
@@ -772,7 +793,8 @@ fn spec(stream: &OpenStream) -> StreamSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::media_source::sockets;
+    use crate::engine::datagram::Datagram;
+    use crate::engine::media_source::sockets::{self, Sockets};
     use crate::engine::published::Recorded;
     use crate::proto::manifest::Format;
     use crate::proto::sdp::Codec;
@@ -788,7 +810,8 @@ mod tests {
     /// The recordings of a reactor on a ring and sockets of its own; the test is its control and its directory thread.
     struct Bench {
         ring: Ring,
-        sockets: Sockets,
+        media: MediaSource,
+        ports: Vec<u16>,
         recordings: Recordings,
         jobs: Receiver<Job>,
         events: Vec<Event>,
@@ -802,14 +825,15 @@ mod tests {
             let counters = Arc::new(ReactorCounters::default());
             let (bound, _) = sockets::bind(Some(LOCAL), (10_000..12_000).step_by(2), 4, Mono(0)).unwrap();
             let mut ring = Ring::new(32).unwrap();
-            let sockets = Sockets::arm(bound, &mut ring).unwrap();
+            let ports = bound.rtp_ports.clone();
+            let media = MediaSource::Sockets(Sockets::arm(bound, &mut ring).unwrap());
             let (queue, jobs) = bounded(64);
             let files = Files::new(8, 8, Recorded::new().0, counters.clone());
             let flush = Duration::from_secs(2);
             let recordings = Recordings::new(8, 4, files, Pool::new(8), flush, queue, counters.clone());
             let (events, dir) = (Vec::new(), TempDir::new().unwrap());
             let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
-            Bench { ring, sockets, recordings, jobs, events, counters, dir, now }
+            Bench { ring, media, ports, recordings, jobs, events, counters, dir, now }
         }
 
         fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
@@ -822,7 +846,7 @@ mod tests {
             };
             OpenStream {
                 stream,
-                ports: PortPair { reactor: 0, index: pair, rtp: self.sockets.port(u32::from(pair) * 2) },
+                ports: PortPair { reactor: 0, index: pair, rtp: self.ports[usize::from(pair)] },
                 address: LOCAL,
                 label: format!("{stream}"),
                 codecs: vec![codec],
@@ -842,7 +866,7 @@ mod tests {
 
         fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
             let change = Change { key: KEY, add, remove };
-            self.recordings.change(&mut self.sockets, change, self.now, &mut self.events);
+            self.recordings.change(&mut self.media, change, self.now, &mut self.events);
         }
 
         fn close(&mut self) {
@@ -863,18 +887,16 @@ mod tests {
                 Ok(()) => Ok(names.iter().map(open).collect()),
                 Err(errno) => Err(Failure { what: "create file", path: String::new(), errno }),
             };
-            let Bench { recordings, ring, sockets, events, now, .. } = self;
-            recordings.opened(ring, sockets, Opened { key, result }, *now, events).unwrap();
+            let Bench { recordings, ring, media, events, now, .. } = self;
+            recordings.opened(ring, media, Opened { key, result }, *now, events).unwrap();
             names
         }
 
         fn packet(&mut self, pair: u32, payload: u8) {
             let mut bytes = [payload; 172];
             bytes[..12].copy_from_slice(&[0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7]);
-            let from = SocketAddr::new(LOCAL, 9);
-            let datagram = Datagram { from, to: None, at: None, bytes: &bytes, truncated: false };
-            let port = self.sockets.port(pair * 2);
-            self.recordings.packet(&mut self.ring, pair * 2, port, &datagram, self.now).unwrap();
+            let incoming = incoming(pair * 2, &bytes, false);
+            self.recordings.packet(&mut self.ring, &incoming, self.now).unwrap();
         }
 
         /// Lets time pass, and does what a reactor's turn does.
@@ -887,8 +909,8 @@ mod tests {
                     self.recordings.written(&mut self.ring, completion, self.now.mono).unwrap();
                 }
             }
-            let Bench { recordings, ring, sockets, events, now, .. } = self;
-            recordings.finish(ring, sockets, *now, events).unwrap();
+            let Bench { recordings, ring, media, events, now, .. } = self;
+            recordings.finish(ring, media, *now, events).unwrap();
         }
 
         /// Turns until the recording is handed on.
@@ -912,6 +934,12 @@ mod tests {
         }
     }
 
+    fn incoming(index: u32, bytes: &[u8], truncated: bool) -> Incoming<'_> {
+        let from = SocketAddr::new(LOCAL, 9);
+        let datagram = Datagram { from, to: None, port: None, at: None, bytes, truncated, frame: None };
+        Incoming { index, port: 10_000 + index as u16, datagram }
+    }
+
     #[test]
     fn a_change_that_fails_changes_nothing() {
         let mut bench = Bench::new();
@@ -921,8 +949,8 @@ mod tests {
         assert!(matches!(bench.events.pop(), Some(Event::ChangeFailed { .. })));
         // The stream that was to be taken out goes on.
         bench.turn(2_000);
-        let Bench { recordings, ring, sockets, now, .. } = &mut bench;
-        (0..20).for_each(|_| recordings.sweep(ring, sockets, *now).unwrap());
+        let Bench { recordings, ring, media, now, .. } = &mut bench;
+        (0..20).for_each(|_| recordings.sweep(ring, media, *now).unwrap());
         bench.packet(0, 1);
         // The next stream has the index of the one that failed, and a file of its own codec.
         bench.change(vec![bench.stream(1, 2, "PCMA")], Vec::new());
@@ -963,8 +991,8 @@ mod tests {
         let (transport, local, connection) = (Transport::Udp, peer, None);
         let flow = crate::session::Flow { reactor: 0, transport, local, peer, listener: 0, connection };
         let signal = Signal { at: bench.now.wall, received: true, flow, bytes: "BYE".into() };
-        let Bench { recordings, ring, sockets, events, now, .. } = &mut bench;
-        recordings.finish(ring, sockets, *now, events).unwrap();
+        let Bench { recordings, ring, media, events, now, .. } = &mut bench;
+        recordings.finish(ring, media, *now, events).unwrap();
         assert!(events.is_empty(), "the last block is on its way");
         recordings.signal(ring, KEY, signal, *now).unwrap();
         let finished = bench.finished();
@@ -992,9 +1020,8 @@ mod tests {
         let blocks: Vec<_> = std::iter::from_fn(|| media::Blocks::take(&mut bench.recordings.pool)).collect();
         bench.packet(0, 1);
         blocks.into_iter().for_each(|block| media::Blocks::give(&mut bench.recordings.pool, block));
-        let from = SocketAddr::new(LOCAL, 9);
-        let datagram = Datagram { from, to: None, at: None, bytes: &[0x80; 1_900], truncated: true };
-        bench.recordings.packet(&mut bench.ring, 0, 10_000, &datagram, bench.now).unwrap();
+        let incoming = incoming(0, &[0x80; 1_900], true);
+        bench.recordings.packet(&mut bench.ring, &incoming, bench.now).unwrap();
         bench.close();
         let problems = bench.finished().manifest.problems;
         assert!(["no write block", "cut"].iter().all(|word| problems.iter().any(|p| p.contains(word))));

@@ -12,7 +12,7 @@ use crate::limits;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Kind {
-    /// A datagram on a media socket; slot: index of the socket.
+    /// A datagram on a media socket; slot: index of the socket in its source.
     Media = 1,
     /// A datagram on a SIP socket; slot: index of the listener.
     SipDatagram,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::engine::media_source::Kind;
 use crate::proto::manifest::Format;
 
 /// The port of SIP over UDP and TCP (RFC 3261 §19.1.2).
@@ -81,6 +82,20 @@ pub struct RecordArgs {
     /// takes two pairs: the default range holds 10,000 streams.
     #[arg(long, value_name = "LO-HI", default_value = "20000-39999", value_parser = parse_ports)]
     pub media_ports: Ports,
+
+    /// How media is received: one of three ways to the same recordings, or the best that is possible here
+    ///
+    /// `sockets` needs nothing and costs most; `steered` needs CAP_BPF and CAP_NET_ADMIN; `xdp` goes past the kernel's
+    /// network stack and needs --xdp-interface and CAP_NET_RAW besides. `auto` tells in the log why it took no better one;
+    /// any other is taken, or the start fails.
+    #[arg(long, value_enum, value_name = "KIND", default_value = "auto")]
+    pub media_source_kind: Kind,
+
+    /// AF_XDP: take the media that arrives at this interface from its receive queues; repeatable
+    ///
+    /// All other traffic stays with the kernel. As many queues as --cores is what it is best with (ethtool -L).
+    #[arg(long, value_name = "NAME")]
+    pub xdp_interface: Vec<String>,
 
     /// How long a port pair rests before its next call
     ///

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::cli::{Cores, Listen, Ports, RecordArgs};
 use crate::engine::Settings;
+use crate::engine::media_source::Kind;
 use crate::limits::{REACTORS_MAX, SESSIONS_MAX, TICK};
 
 /// What of the host the meaning of the flags depends on.
@@ -50,6 +51,9 @@ pub enum Refusal {
     PortsStartOdd(Ports),
     PortsEndEven(Ports),
     PortsOverlap { ports: Ports, sip: SocketAddr },
+    NoInterface,
+    InterfaceUnused(Kind),
+    InterfaceTwice(String),
     CoreAbsent { core: usize, allowed: Vec<usize> },
     CoresTooMany(usize),
     CoresBeyondPorts { cores: usize, pairs: usize },
@@ -69,6 +73,8 @@ impl Config {
             media_ip: media_ip(args.media_ip)?,
             media_ports,
             port_cooldown: args.port_cooldown,
+            media_source: args.media_source_kind,
+            xdp_interfaces: xdp_interfaces(args.media_source_kind, &args.xdp_interface)?,
             cores: cores(args.cores.as_ref(), &host.cores, pairs(media_ports))?,
             sessions_max: sessions_max(args.max_sessions)?,
             format: args.format,
@@ -137,6 +143,17 @@ fn media_ports(ports: Ports, sip_udp: &[SocketAddr]) -> Result<(u16, u16), Refus
     match sip_udp.iter().find(|sip| (first..=last).contains(&sip.port())) {
         Some(&sip) => Err(Refusal::PortsOverlap { ports, sip }),
         None => Ok((first, last)),
+    }
+}
+
+fn xdp_interfaces(kind: Kind, typed: &[String]) -> Result<Vec<String>, Refusal> {
+    match (kind, typed) {
+        (Kind::Xdp, []) => Err(Refusal::NoInterface),
+        (Kind::Sockets | Kind::Steered, [_, ..]) => Err(Refusal::InterfaceUnused(kind)),
+        _ => match typed.iter().enumerate().find(|(n, name)| typed[..*n].contains(name)) {
+            Some((_, name)) => Err(Refusal::InterfaceTwice(name.clone())),
+            None => Ok(typed.to_vec()),
+        },
     }
 }
 
@@ -216,6 +233,15 @@ impl fmt::Display for Refusal {
             Refusal::PortsOverlap { ports, sip } => {
                 write!(f, "--sip-udp {sip} lies inside --media-ports {ports}: move one of the two")
             }
+            Refusal::NoInterface => write!(
+                f,
+                "--media-source-kind xdp receives from no interface: name them with --xdp-interface"
+            ),
+            Refusal::InterfaceUnused(kind) => write!(
+                f,
+                "--xdp-interface says nothing to --media-source-kind {kind}: take one of the two out"
+            ),
+            Refusal::InterfaceTwice(name) => write!(f, "--xdp-interface has {name} twice: take one out"),
             Refusal::CoreAbsent { core, allowed } => write!(
                 f,
                 "--cores names CPU {core}, and this process may use only {}: choose among these",

@@ -74,6 +74,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let ending = Ending::install().map_err(Failure::Signals)?;
     let socket = claim(config)?;
     let recorder = Recorder::start(&config.settings).map_err(Failure::Start)?;
+    tracing::info!(event = "media_source", "{}", recorder.media_source_account);
     for warning in &recorder.warnings {
         tracing::warn!("{warning}");
     }
@@ -101,6 +102,7 @@ fn announce(config: &Config, recorder: &Recorder, socket: Option<&Server>) -> Re
         sip_udp = listed(&recorder.sip_udp),
         sip_tcp = listed(&recorder.sip_tcp),
         port_pairs = recorder.port_pairs,
+        media_source = %recorder.media_source,
         sessions_max = recorder.sessions_max,
         cores = identity.cores,
         dir = identity.dir,

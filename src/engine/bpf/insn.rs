@@ -3,6 +3,8 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 
+use Register::R0;
+
 /// One instruction as the kernel reads it. RFC 9669 §3.1.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -13,8 +15,8 @@ pub struct Insn {
     immediate: i32,
 }
 
-/// R0 is what a call returns and what the program returns, R1-R5 are arguments and lost in a call, R6-R9 survive it, R10 is
-/// the end of the stack.
+/// R0 is what a call returns and what the program returns, R1-R5 are arguments (ours have four at most) and lost in a call,
+/// R6-R9 survive it, R10 is the end of the stack.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Register {
     R0,
@@ -22,8 +24,7 @@ pub enum Register {
     R2,
     R3,
     R4,
-    R5,
-    R6,
+    R6 = 6,
     R7,
     R8,
     R9,
@@ -39,6 +40,7 @@ pub enum Function {
     XdpAdjustMeta = 54,
     SkRelease = 86,
     SkAssign = 124,
+    XdpBuffLen = 188,
 }
 
 /// A line of a listing.
@@ -59,8 +61,6 @@ const fn jump(code: u8, a: Register, b: Register, immediate: i32, label: &'stati
     Line::Jump(Insn { code, registers: a as u8 | (b as u8) << 4, offset: 0, immediate }, label)
 }
 
-use Register::R0;
-
 /// `to = from`
 pub const fn mov(to: Register, from: Register) -> Line {
     line(0xbf, to, from, 0, 0)
@@ -74,11 +74,6 @@ pub const fn set(to: Register, value: i32) -> Line {
 /// `to += value`
 pub const fn add(to: Register, value: i32) -> Line {
     line(0x07, to, R0, 0, value)
-}
-
-/// `to += from`
-pub const fn add_register(to: Register, from: Register) -> Line {
-    line(0x0f, to, from, 0, 0)
 }
 
 /// `to -= from`
@@ -226,4 +221,55 @@ fn place(listing: &[Line], label: &str) -> usize {
     }
     assert!(places.len() == 1, "the label {label} is there {} times", places.len());
     places[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Register::{R1, R2, R6, R10};
+    use super::*;
+
+    fn bytes(insn: Insn) -> [u8; 8] {
+        let ([a, b], [c, d, e, f]) = (insn.offset.to_le_bytes(), insn.immediate.to_le_bytes());
+        [insn.code, insn.registers, a, b, c, d, e, f]
+    }
+
+    /// As clang writes `r6 = r1`, `*(u32 *)(r10 - 4) = r2`, `r2 = 258`.
+    #[test]
+    fn instructions_are_laid_out_as_the_kernel_reads_them() {
+        let program = assemble(&[mov(R6, R1), store32(R10, -4, R2), set(R2, 258)]);
+        let expected = [
+            [0xbf, 0x16, 0, 0, 0, 0, 0, 0],
+            [0x63, 0x2a, 0xfc, 0xff, 0, 0, 0, 0],
+            [0xb7, 0x02, 0, 0, 2, 1, 0, 0],
+        ];
+        assert_eq!(program.into_iter().map(bytes).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn jumps_count_from_the_next_instruction_and_over_wide_ones() {
+        let program = assemble(&[
+            label("start"),
+            if_eq(R2, 1, "end"),
+            Line::Map(R1, 7),
+            go("start"),
+            label("end"),
+            label("end too"),
+            exit(),
+        ]);
+        assert_eq!(program.len(), 5);
+        assert_eq!((program[0].offset, program[3].offset), (3, -4));
+        assert_eq!(bytes(program[1]), [0x18, 0x11, 0, 0, 7, 0, 0, 0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the label nowhere is there 0 times")]
+    fn a_missing_label_is_found() {
+        assemble(&[go("nowhere"), exit()]);
+    }
+
+    #[test]
+    #[should_panic(expected = "the label twice is there 2 times")]
+    fn a_label_is_unique() {
+        assemble(&[go("twice"), label("twice"), label("twice"), exit()]);
+    }
 }

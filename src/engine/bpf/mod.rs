@@ -1,8 +1,11 @@
 //! BPF programs that bring media to us, as arrays of instructions loaded with bpf(2): nothing is compiled, nothing is left
 //! behind. Maps, programs and links are descriptors, so that the kernel detaches them when we end, after a crash too.
 //!
-//! Loading takes CAP_BPF and CAP_NET_ADMIN, and no other capability; what is loaded keeps working without them.
+//! Making maps and loading takes CAP_BPF and CAP_NET_ADMIN, and no other capability; what is there may be attached and changed
+//! without them.
 
+#[cfg(test)]
+mod fixtures;
 pub mod insn;
 pub mod ports;
 pub mod redirect;
@@ -50,7 +53,7 @@ unsafe fn bpf<A>(command: c_int, attributes: &mut A) -> io::Result<c_int> {
 /// What a refused command needs, as far as the error tells.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => ": it takes CAP_BPF and CAP_NET_ADMIN",
+        Some(libc::EPERM) => ": it takes CAP_BPF and CAP_NET_ADMIN",
         Some(libc::ENOSYS) => ": the kernel has no bpf(2)",
         _ => "",
     }
@@ -252,6 +255,59 @@ impl Program {
     }
 }
 
+#[cfg(test)]
+#[repr(C)]
+struct TestAttributes {
+    program: u32,
+    verdict: u32,
+    data_in_size: u32,
+    data_out_size: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_in_size: u32,
+    context_out_size: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    core: u32,
+    batch_size: u32,
+    zero: u32,
+}
+
+#[cfg(test)]
+impl Program {
+    /// Runs once, on a frame (at least an Ethernet header) or on a context, which it may change. Returns the verdict and the
+    /// frame as the program left it, with what it put in front. A redirection is a verdict and nothing more.
+    pub fn test_run(&self, frame: &[u8], context: &mut [u8]) -> io::Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; if frame.is_empty() { 0 } else { frame.len() + 256 }];
+        let pointer = |bytes: *const u8, len| if len == 0 { 0 } else { bytes as u64 };
+        let mut attributes = TestAttributes {
+            program: self.fd.as_raw_fd() as u32,
+            verdict: 0,
+            data_in_size: frame.len() as u32,
+            data_out_size: out.len() as u32,
+            data_in: pointer(frame.as_ptr(), frame.len()),
+            data_out: pointer(out.as_mut_ptr(), out.len()),
+            repeat: 1,
+            duration: 0,
+            context_in_size: context.len() as u32,
+            context_out_size: context.len() as u32,
+            context_in: pointer(context.as_mut_ptr(), context.len()),
+            context_out: pointer(context.as_mut_ptr(), context.len()),
+            flags: 0,
+            core: 0,
+            batch_size: 0,
+            zero: 0,
+        };
+        // SAFETY: frame, context and the room for what comes out live until the call returns, with the sizes given.
+        unsafe { bpf(PROG_TEST_RUN, &mut attributes)? };
+        out.truncate(attributes.data_out_size as usize);
+        Ok((attributes.verdict, out))
+    }
+}
+
 impl AsFd for Program {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -356,4 +412,83 @@ pub fn attached() -> io::Result<Vec<u32>> {
     // SAFETY: the kernel writes at most `count` ids, which is the array's length; it lives until the call returns.
     unsafe { bpf(PROG_QUERY, &mut attributes)? };
     Ok(ids[..(attributes.count as usize).min(ids.len())].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::{NEEDED, in_private_namespace};
+    use super::insn::Register::{R0, R1};
+    use super::insn::{assemble, exit, load32, set};
+    use super::*;
+    use crate::engine::capability::{granted, keep_only};
+
+    #[test]
+    fn maps_keep_what_is_set() {
+        if !granted(&NEEDED) {
+            return;
+        }
+        let hash = Map::<[u8; 16], u32>::new(MapKind::Hash, "sipreel_test", 2).unwrap();
+        let (a, b, c) = ([1; 16], [2; 16], [3; 16]);
+        hash.set(a, 10).unwrap();
+        hash.set(a, 11).unwrap();
+        hash.set(b, 20).unwrap();
+        assert_eq!((hash.lookup(a).unwrap(), hash.lookup(c).unwrap()), (Some(11), None));
+        assert!(hash.set(c, 30).is_err(), "a third of two entries");
+        hash.delete(a).unwrap();
+        assert_eq!(hash.delete(a).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!((hash.lookup(a).unwrap(), hash.lookup(b).unwrap()), (None, Some(20)));
+        let array = Map::<u32, u32>::new(MapKind::Array, "a name that is longer than any", 2).err();
+        assert!(array.unwrap().contains("a name"), "blanks are refused");
+        let array = Map::<u32, u64>::new(MapKind::Array, "sipreel_longer_than_15", 2).unwrap();
+        assert_eq!(array.lookup(1).unwrap(), Some(0));
+        assert!(array.set(2, 1).is_err(), "beyond its end");
+    }
+
+    #[test]
+    fn a_refused_program_comes_with_the_reason() {
+        if !granted(&NEEDED) {
+            return;
+        }
+        let beyond_the_context = assemble(&[load32(R0, R1, 4_000), exit()]);
+        let refusal = Program::load(ProgramKind::Xdp, "sipreel_test", &beyond_the_context).err().unwrap();
+        assert_eq!(refusal.error.raw_os_error(), Some(libc::EACCES));
+        assert!(refusal.log.contains("invalid bpf_context access"), "{}", refusal.log);
+        assert!(refusal.to_string().contains(&refusal.log) && !refusal.log.contains('\n'));
+    }
+
+    #[test]
+    fn a_long_log_is_cut_at_its_beginning() {
+        let mut log = vec![b'x'; 10_000];
+        log.extend(b"\nthe reason\n\0\0\0");
+        let tail = tail(&log);
+        assert!(tail.ends_with("x | the reason") && tail.len() <= limits::BPF_LOG_TAIL + 2, "{tail}");
+    }
+
+    #[test]
+    fn without_capabilities_the_error_names_them() {
+        let thread = std::thread::spawn(|| {
+            keep_only(&[]).unwrap();
+            let map = Map::<u32, u32>::new(MapKind::SockMap, "sipreel_test", 1).err().unwrap();
+            let program = Program::load(ProgramKind::Xdp, "sipreel_test", &assemble(&[set(R0, 2), exit()]));
+            (map, program.err().unwrap().to_string())
+        });
+        let (map, program) = thread.join().unwrap();
+        assert!(map.contains("CAP_BPF") && program.contains("CAP_BPF"), "{map}\n{program}");
+    }
+
+    #[test]
+    fn a_dropped_link_is_detached() {
+        in_private_namespace(|| {
+            assert!(attached().unwrap().is_empty());
+            let pass = assemble(&[set(R0, 1), exit()]);
+            let program = Program::load(ProgramKind::SkLookup, "sipreel_test", &pass).unwrap();
+            let links = [Link::to_namespace(&program).unwrap(), Link::to_namespace(&program).unwrap()];
+            let ids = attached().unwrap();
+            assert!(ids.len() == 2 && ids[0] > 0 && ids[0] == ids[1], "{ids:?}");
+            drop(program);
+            assert_eq!(attached().unwrap().len(), 2, "a link keeps its program");
+            drop(links);
+            assert!(attached().unwrap().is_empty());
+        });
+    }
 }

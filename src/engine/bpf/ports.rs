@@ -53,3 +53,29 @@ impl PortTable {
         ]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::NEEDED;
+    use super::*;
+    use crate::engine::capability::granted;
+
+    #[test]
+    fn a_port_belongs_to_one_reactor_or_to_none() {
+        if !granted(&NEEDED) {
+            return;
+        }
+        let table = PortTable::new((40_000, 40_003)).unwrap();
+        table.set(40_000, Some(0)).unwrap();
+        table.set(40_001, Some(63)).unwrap();
+        table.set(40_003, Some(1)).unwrap();
+        table.set(40_003, None).unwrap();
+        let values = (0..4).map(|key| table.map.lookup(key).unwrap());
+        assert_eq!(values.collect::<Vec<_>>(), [Some(1), Some(64), Some(0), Some(0)]);
+        for port in [39_999, 40_004] {
+            assert_eq!(table.set(port, Some(0)).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+        assert!(PortTable::new((40_001, 40_000)).err().unwrap().contains("40001-40000"));
+        PortTable::new((0, u16::MAX)).unwrap().set(u16::MAX, Some(0)).unwrap();
+    }
+}

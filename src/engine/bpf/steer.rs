@@ -109,3 +109,232 @@ fn only(address: &IpAddr) -> Vec<Line> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+    use std::os::fd::AsFd;
+
+    use socket2::{Domain, SockRef, Socket, Type};
+
+    use super::super::attached;
+    use super::super::fixtures::{NEEDED, in_private_namespace};
+    use super::*;
+    use crate::engine::capability::{granted, keep_only};
+
+    const FIRST: u16 = 40_000;
+    const LAST: u16 = 40_007;
+    const HOST4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 200));
+    const HOST6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 2, 3, 4, 0xffff));
+
+    /// Bound to any port; an IPv6 one is V6ONLY.
+    fn socket(address: IpAddr) -> Socket {
+        let address = SocketAddr::new(address, 0);
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None).unwrap();
+        if address.is_ipv6() {
+            socket.set_only_v6(true).unwrap();
+        }
+        socket.bind(&address.into()).unwrap();
+        socket
+    }
+
+    /// The sockets of so many reactors.
+    fn sockets(reactors: usize) -> Vec<[Socket; 2]> {
+        let any = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        (0..reactors).map(|_| any.map(socket)).collect()
+    }
+
+    fn borrowed(sockets: &[[Socket; 2]]) -> Vec<[Option<BorrowedFd<'_>>; 2]> {
+        sockets.iter().map(|[v4, v6]| [Some(v4.as_fd()), Some(v6.as_fd())]).collect()
+    }
+
+    /// Ports of the range in turn, but for the last: that one is somebody else's.
+    fn table(reactors: u8) -> PortTable {
+        let table = PortTable::new((FIRST, LAST)).unwrap();
+        for port in FIRST..LAST {
+            table.set(port, Some((port - FIRST) as u8 / 2 % reactors)).unwrap();
+        }
+        table
+    }
+
+    /// The cookie of the socket that the program chooses, or 0.
+    fn chosen(program: &Program, protocol: libc::c_int, to: IpAddr, port: u16) -> u64 {
+        let mut context = [0; 72];
+        let mut put = |at: i16, bytes: &[u8]| context[at as usize..][..bytes.len()].copy_from_slice(bytes);
+        put(PROTOCOL, &protocol.to_ne_bytes());
+        put(LOCAL_PORT, &u32::from(port).to_ne_bytes());
+        match to {
+            IpAddr::V4(to) => {
+                put(FAMILY, &libc::AF_INET.to_ne_bytes());
+                put(LOCAL_IP4, &to.octets());
+            }
+            IpAddr::V6(to) => {
+                put(FAMILY, &libc::AF_INET6.to_ne_bytes());
+                put(LOCAL_IP6, &to.octets());
+            }
+        }
+        let (verdict, _) = program.test_run(&[], &mut context).unwrap();
+        assert_eq!(verdict, SK_PASS as u32, "{protocol} {to} {port}");
+        u64::from_ne_bytes(context[..8].try_into().unwrap())
+    }
+
+    #[test]
+    fn a_media_port_chooses_the_socket_of_its_reactor_and_family() {
+        if !granted(&NEEDED) {
+            return;
+        }
+        let (table, sockets) = (table(2), sockets(2));
+        let program = load(&table, None, &borrowed(&sockets)).unwrap();
+        for port in FIRST..LAST {
+            let [v4, v6] = &sockets[usize::from(port - FIRST) / 2 % 2];
+            assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST4, port), v4.cookie().unwrap());
+            assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST6, port), v6.cookie().unwrap());
+        }
+        for to in [HOST4, HOST6] {
+            for port in [0, 5_060, FIRST - 1, LAST, LAST + 1, u16::MAX] {
+                assert_eq!(chosen(&program, libc::IPPROTO_UDP, to, port), 0, "{to} {port}");
+            }
+            assert_eq!(chosen(&program, libc::IPPROTO_TCP, to, FIRST), 0);
+        }
+        table.set(FIRST, None).unwrap();
+        table.set(LAST, Some(1)).unwrap();
+        assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST4, FIRST), 0);
+        assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST4, LAST), sockets[1][0].cookie().unwrap());
+    }
+
+    #[test]
+    fn one_media_address_is_the_only_one() {
+        if !granted(&NEEDED) {
+            return;
+        }
+        let (table, sockets) = (table(1), sockets(1));
+        for (address, other, socket) in [(HOST4, HOST6, &sockets[0][0]), (HOST6, HOST4, &sockets[0][1])] {
+            let program = load(&table, Some(address), &borrowed(&sockets)).unwrap();
+            assert_eq!(chosen(&program, libc::IPPROTO_UDP, address, FIRST), socket.cookie().unwrap());
+            assert_eq!(chosen(&program, libc::IPPROTO_UDP, other, FIRST), 0);
+            for neighbour in neighbours(address) {
+                assert_eq!(chosen(&program, libc::IPPROTO_UDP, neighbour, FIRST), 0, "{neighbour}");
+            }
+        }
+    }
+
+    /// Each differs in one octet.
+    fn neighbours(address: IpAddr) -> Vec<IpAddr> {
+        fn changed<const N: usize>(octets: [u8; N]) -> impl Iterator<Item = [u8; N]> {
+            (0..N).map(move |at| {
+                let mut octets = octets;
+                octets[at] ^= 0x80;
+                octets
+            })
+        }
+        match address {
+            IpAddr::V4(address) => changed(address.octets()).map(IpAddr::from).collect(),
+            IpAddr::V6(address) => changed(address.octets()).map(IpAddr::from).collect(),
+        }
+    }
+
+    #[test]
+    fn without_a_socket_the_kernel_looks_further() {
+        if !granted(&NEEDED) {
+            return;
+        }
+        let (table, mut sockets) = (table(2), sockets(1));
+        let mut only_v6 = borrowed(&sockets);
+        only_v6[0][0] = None;
+        let program = load(&table, None, &only_v6).unwrap();
+        let cookie = sockets[0][1].cookie().unwrap();
+        assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST4, FIRST), 0, "no socket of this family");
+        assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST6, FIRST), cookie);
+        assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST6, FIRST + 2), 0, "no socket of this reactor");
+        sockets.clear();
+        assert_eq!(chosen(&program, libc::IPPROTO_UDP, HOST6, FIRST), 0, "its socket is closed");
+        load(&table, None, &[]).unwrap();
+        let unbound = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        let error = load(&table, None, &[[None, None], [Some(unbound.as_fd()), None]]).err().unwrap();
+        assert!(error.contains("reactor 1"), "{error}");
+    }
+
+    /// The port that a datagram was sent to. `None`: there is no datagram.
+    fn original_port(socket: &Socket) -> Option<u16> {
+        let (mut payload, mut control) = ([0_u8; 16], [0_u64; 16]);
+        let mut vector = libc::iovec { iov_base: payload.as_mut_ptr().cast(), iov_len: payload.len() };
+        // SAFETY: a msghdr of zeroes is valid, and everything it is made to point to lives to the end of the block. The
+        // first control message lies within the control buffer, and an address begins with family and port.
+        unsafe {
+            let mut header: libc::msghdr = std::mem::zeroed();
+            header.msg_iov = &raw mut vector;
+            header.msg_iovlen = 1;
+            header.msg_control = control.as_mut_ptr().cast();
+            header.msg_controllen = size_of_val(&control);
+            if libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) < 0 {
+                assert_eq!(io::Error::last_os_error().kind(), io::ErrorKind::WouldBlock);
+                return None;
+            }
+            let message = libc::CMSG_FIRSTHDR(&raw const header);
+            assert!(!message.is_null(), "no control message");
+            let address = libc::CMSG_DATA(message).cast::<libc::sockaddr_in>();
+            Some(u16::from_be(address.read_unaligned().sin_port))
+        }
+    }
+
+    fn tell_original(socket: &Socket, level: libc::c_int, name: libc::c_int) {
+        crate::engine::media_source::sockets::enable(socket, level, name).unwrap();
+    }
+
+    fn send(from: &UdpSocket, port: u16) -> io::Result<()> {
+        from.connect(SocketAddr::new(from.local_addr()?.ip(), port))?;
+        from.send(b"media")?;
+        // Loopback delivers before it returns; a refusal is the next call's error.
+        SockRef::from(from).take_error()?.map_or(Ok(()), Err)
+    }
+
+    #[test]
+    fn datagrams_to_the_range_come_to_one_socket_while_attached() {
+        in_private_namespace(|| {
+            let (table, sockets) = (table(1), sockets(1));
+            let [v4, v6] = &sockets[0];
+            tell_original(v4, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR);
+            tell_original(v6, libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR);
+            let senders = ["127.0.0.1:0", "[::1]:0"].map(|address| UdpSocket::bind(address).unwrap());
+            let steering = Steering::attach(&table, None, &borrowed(&sockets)).unwrap();
+            for (from, to) in senders.iter().zip(&sockets[0]) {
+                for port in [FIRST, FIRST + 3, LAST - 1] {
+                    send(from, port).unwrap();
+                    assert_eq!(original_port(to), Some(port));
+                }
+                assert_eq!(send(from, LAST).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+            }
+            // A socket that sends from a media port takes nothing away; one that has a port of somebody else gets its own.
+            let sends_only = UdpSocket::bind(("127.0.0.1", FIRST)).unwrap();
+            let foreign = UdpSocket::bind(("127.0.0.1", LAST)).unwrap();
+            send(&senders[0], FIRST).unwrap();
+            send(&senders[0], LAST).unwrap();
+            assert_eq!((original_port(v4), original_port(v4)), (Some(FIRST), None));
+            assert_eq!(foreign.recv(&mut [0; 16]).unwrap(), 5);
+            // The program that was first decides.
+            let later = self::sockets(1);
+            let second = Steering::attach(&table, None, &borrowed(&later)).unwrap();
+            send(&senders[0], FIRST + 1).unwrap();
+            assert_eq!((original_port(v4), original_port(&later[0][0])), (Some(FIRST + 1), None));
+            assert_eq!(attached().unwrap().len(), 2);
+            drop((steering, second));
+            assert!(attached().unwrap().is_empty());
+            for (from, to) in senders.iter().zip(&sockets[0]) {
+                assert_eq!(send(from, FIRST + 3).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+                assert_eq!(original_port(to), None);
+            }
+            drop(sends_only);
+        });
+    }
+
+    #[test]
+    fn two_capabilities_are_enough() {
+        in_private_namespace(|| {
+            keep_only(&NEEDED[..2]).unwrap();
+            let sockets = sockets(1);
+            let _steering = Steering::attach(&table(1), Some(HOST4), &borrowed(&sockets)).unwrap();
+            assert_eq!(attached().unwrap().len(), 1);
+        });
+    }
+}

@@ -13,8 +13,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::buffers::Buffers;
 use super::super::cpu;
-use super::super::datagram::{self, Datagram};
+use super::super::datagram;
 use super::super::ring::{Completion, Kind, Ring, Token};
+use super::Incoming;
 use crate::clock::Mono;
 use crate::limits;
 
@@ -135,6 +136,14 @@ pub fn new_drops(socket: &Socket, known: &mut u32) -> u32 {
     now.wrapping_sub(std::mem::replace(known, now))
 }
 
+/// Whether a datagram that the kernel has received waits in the socket.
+pub fn waits(socket: &Socket) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one integer, the length of the next datagram, to a local.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    result == 0 && bytes > 0
+}
+
 /// The armed sockets of one reactor.
 pub struct Sockets {
     bound: Bound,
@@ -178,21 +187,22 @@ impl Sockets {
         self.bound.rtp_ports[socket as usize / 2] + (socket % 2) as u16
     }
 
-    /// Hands the datagram of a completion to `take`, then the buffer back to the kernel. `None`: there is one, and it cannot
-    /// be read.
-    /// `Err(ENOBUFS)`: the buffers had run out, the datagrams wait in their sockets.
+    /// As [`super::MediaSource::complete`].
     pub fn complete(
         &mut self,
         completion: Completion,
-        take: impl FnOnce(Option<&Datagram<'_>>),
+        take: impl FnOnce(Option<&Incoming<'_>>),
     ) -> Result<(), i32> {
+        let index = completion.token.slot;
         if !completion.more() {
-            self.ended.push(completion.token.slot);
+            self.ended.push(index);
         }
         if let Some(id) = completion.buffer() {
             let len = usize::try_from(completion.result).unwrap_or(0);
             if completion.result >= 0 {
-                take(datagram::parse(self.buffers.bytes(id, len), &self.template).as_ref());
+                let port = self.port(index);
+                let parsed = datagram::parse(self.buffers.bytes(id, len), &self.template);
+                take(parsed.map(|datagram| Incoming { index, port, datagram }).as_ref());
             }
             self.buffers.give(id);
         }
@@ -214,11 +224,7 @@ impl Sockets {
 
     /// Whether datagrams that the kernel has received wait in this socket.
     pub fn waiting(&self, socket: u32) -> bool {
-        let mut bytes: libc::c_int = 0;
-        let fd = self.bound.sockets[socket as usize].as_raw_fd();
-        // SAFETY: FIONREAD writes one integer, the length of the next datagram, to a local.
-        let result = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut bytes) };
-        result == 0 && bytes > 0
+        waits(&self.bound.sockets[socket as usize])
     }
 
     /// Datagrams that the kernel has dropped on this socket since this was last asked.

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::super::bpf::redirect;
 use super::super::cpu;
 use super::super::interface::Interface;
 use super::super::prefetch::prefetch;
@@ -21,7 +22,7 @@ const MEMORY: usize = limits::XDP_FRAMES as usize * FRAME_SIZE;
 /// Entries of the completion ring, which belongs to sending: the kernel binds no socket without.
 const COMPLETIONS: u32 = 1;
 /// Bytes in front of a frame in which the program leaves its receive time.
-const TIME: usize = size_of::<u64>();
+const TIME: usize = redirect::ARRIVAL_SIZE;
 
 /// A frame in the socket's memory.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +36,6 @@ pub struct Received<'a> {
 /// A bound socket. What comes to its queue comes to it once its descriptor is in the map of the program on the interface.
 pub struct XskSocket {
     fd: OwnedFd,
-    queue: u32,
     zero_copy: bool,
     memory: Mapping,
     fill: Ring<u64>,
@@ -65,8 +65,7 @@ impl XskSocket {
         let memory = Mapping::huge(MEMORY).map_err(Failed::at("mapping its memory"))?;
         register(&fd, &memory).map_err(Failed::at("registering its memory"))?;
         let (fill, received) = rings(&fd).map_err(Failed::at("making its rings"))?;
-        let mut socket =
-            XskSocket { fd, queue, zero_copy: false, memory, fill, received, ready: 0, drops: 0 };
+        let mut socket = XskSocket { fd, zero_copy: false, memory, fill, received, ready: 0, drops: 0 };
         // A driver takes its first frames while the socket is being bound.
         socket.fill(0..limits::XDP_RING);
         bind_patiently(&socket.fd, interface, queue).map_err(Failed::at("binding it"))?;
@@ -110,6 +109,13 @@ impl XskSocket {
             time.write_unaligned(0);
             Received { bytes: std::slice::from_raw_parts(first, len), at_mono: receive_time(at, now) }
         }
+    }
+
+    /// Frame `i` of those ready, its receive time left where it is.
+    pub fn bytes(&self, i: usize) -> &[u8] {
+        let (start, len) = self.place(i);
+        // SAFETY: as in `frame`; and this slice does not cover the time either.
+        unsafe { std::slice::from_raw_parts(self.memory.start.add(start), len) }
     }
 
     /// Fetches the beginning of frame `i` of those ready, and what is in front of it.
@@ -178,10 +184,6 @@ impl XskSocket {
         self.received.produced() > self.ready
     }
 
-    pub fn queue(&self) -> u32 {
-        self.queue
-    }
-
     pub fn zero_copy(&self) -> bool {
         self.zero_copy
     }
@@ -230,7 +232,6 @@ fn remedy(error: &io::Error, interface: &Interface) -> String {
         Some(libc::EBUSY) => {
             format!("another program receives from this queue: stop it, or leave out {name}")
         }
-        Some(libc::ENETDOWN) => format!("the interface is down: ip link set {name} up"),
         Some(libc::EINVAL) => format!("{name} has {queues} receive queues: see ethtool -l {name}"),
         Some(libc::ENODEV) => format!("{name} is no longer there: see ip link"),
         _ => "receive media through another source".into(),
@@ -442,5 +443,274 @@ impl Drop for Mapping {
         // SAFETY: the mapping is ours and whole, and its owner hands out no reference that outlives it. The kernel keeps the
         // pages as long as a socket needs them.
         unsafe { libc::munmap(self.start.cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::bpf::Link;
+    use super::super::super::bpf::ports::PortTable;
+    use super::super::super::bpf::redirect::{Addresses, Mode, Redirect};
+    use super::super::super::interface;
+    use super::super::super::namespace::{self, ip};
+    use super::*;
+    use crate::proto::frame;
+    use etherparse::PacketBuilder;
+    use std::time::Duration;
+
+    const PORTS: (u16, u16) = (20_000, 20_099);
+    /// Frames sent before the receiver is given time: fewer than a veth keeps for its own receiver.
+    const BURST: u32 = 100;
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// Two ends of a cable: we send frames into `far`, and what arrives at `near` goes to the socket.
+    struct Lab {
+        sender: OwnedFd,
+        socket: XskSocket,
+        _link: Link,
+        sent: u32,
+    }
+
+    impl Lab {
+        fn new(mode: Mode) -> Lab {
+            let receiver = cable();
+            let table = PortTable::new(PORTS).unwrap();
+            (PORTS.0..=PORTS.1).for_each(|port| table.set(port, Some(0)).unwrap());
+            let addresses = Addresses::new(&interface::addresses().unwrap()).unwrap();
+            let redirect = Redirect::load(&table, &addresses, receiver.rx_queues).unwrap();
+            let socket = XskSocket::bind(&receiver, 0).unwrap();
+            assert!(!socket.zero_copy(), "a veth has no zero-copy");
+            redirect.set_socket(0, socket.as_fd()).unwrap();
+            let link = redirect.attach(receiver.index, mode).unwrap();
+            Lab { sender: sender(Interface::named("far").unwrap().index), socket, _link: link, sent: 0 }
+        }
+
+        fn send(&mut self, frames: u32) {
+            for _ in 0..frames {
+                let frame = numbered(self.sent);
+                // SAFETY: the frame is a local of the length given.
+                let sent =
+                    unsafe { libc::send(self.sender.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+                assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
+                self.sent += 1;
+            }
+        }
+
+        /// Waits until `done` says so.
+        #[track_caller]
+        fn wait(&mut self, mut done: impl FnMut(&mut XskSocket) -> bool) {
+            let deadline = cpu::now().mono + PATIENCE;
+            while !done(&mut self.socket) {
+                assert!(
+                    cpu::now().mono < deadline,
+                    "of {} frames some neither came nor were dropped",
+                    self.sent
+                );
+                std::thread::yield_now();
+            }
+        }
+
+        /// Reads what is ready and gives it back: all as sent, from frame `first` on, and with a plausible time.
+        fn read(&mut self, first: u32, begun: Mono) -> u32 {
+            let ready = self.socket.peek();
+            let now = cpu::now().mono;
+            let mut last = begun;
+            for i in 0..ready {
+                self.socket.prefetch((i + 8).min(ready - 1));
+                let Received { bytes, at_mono } = self.socket.frame(i, now);
+                assert!(bytes == numbered(first + i as u32), "frame {} is another", first + i as u32);
+                let at = at_mono.expect("a veth has room for the time");
+                assert!(last <= at, "frame {} came before the one in front", first + i as u32);
+                last = at;
+                assert_eq!(self.socket.frame(i, now).at_mono, None, "the time is read once");
+            }
+            self.socket.release();
+            ready as u32
+        }
+    }
+
+    /// Makes both ends. Returns the near one, which has an address.
+    fn cable() -> Interface {
+        ip("link add far type veth peer name near");
+        ip("addr add 10.9.0.2/24 dev near");
+        ip("link set far up");
+        ip("link set near up");
+        Interface::named("near").unwrap()
+    }
+
+    fn sender(interface: u32) -> OwnedFd {
+        // SAFETY: the call takes no memory, and the descriptor is new. Protocol 0 receives nothing.
+        let fd = unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_PACKET, libc::SOCK_RAW, 0)) };
+        // SAFETY: zeroes are an address, which outlives the call and has the size given.
+        let result = unsafe {
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET as u16;
+            address.sll_ifindex = interface as i32;
+            libc::bind(
+                fd.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        fd
+    }
+
+    /// A frame like no other: its number, and a length and a port that go with it.
+    fn numbered(number: u32) -> Vec<u8> {
+        let mut payload = vec![number as u8; 4 + number as usize % 1_400];
+        payload[..4].copy_from_slice(&number.to_be_bytes());
+        let port = PORTS.0 + (number % 100) as u16;
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0xff; 6])
+            .ipv4([10, 9, 0, 1], [10, 9, 0, 2], 64)
+            .udp(4_000, port)
+            .write(&mut frame, &payload)
+            .unwrap();
+        frame
+    }
+
+    fn all_come(mode: Mode) {
+        let mut lab = Lab::new(mode);
+        assert!(!lab.socket.waiting());
+        let begun = cpu::now().mono;
+        let mut read = 0;
+        // Both rings wrap. Sometimes more frames wait than one peek shows.
+        for bursts in (1..50).cycle() {
+            for _ in 0..bursts {
+                lab.send(BURST);
+                let due = lab.sent - read;
+                lab.wait(|socket| socket.received.produced() == due);
+            }
+            while lab.socket.waiting() {
+                read += lab.read(read, begun);
+            }
+            assert_eq!(read, lab.sent);
+            if read > 2 * limits::XDP_FRAMES {
+                break;
+            }
+        }
+        assert_eq!((lab.socket.peek(), lab.socket.new_drops()), (0, 0));
+    }
+
+    #[test]
+    fn all_frames_come_in_order_and_whole_native() {
+        namespace::run(|| all_come(Mode::Native));
+    }
+
+    #[test]
+    fn all_frames_come_in_order_and_whole_generic() {
+        namespace::run(|| all_come(Mode::Generic));
+    }
+
+    fn overload(mode: Mode) {
+        let mut lab = Lab::new(mode);
+        let begun = cpu::now().mono;
+        let mut dropped = 0;
+        for _ in 0..(limits::XDP_RING + 5_000) / BURST {
+            lab.send(BURST);
+            let sent = u64::from(lab.sent);
+            lab.wait(|socket| {
+                dropped += socket.new_drops();
+                u64::from(socket.received.produced()) + dropped == sent
+            });
+        }
+        assert_eq!(dropped, u64::from(lab.sent - limits::XDP_RING));
+        let mut read = 0;
+        while lab.socket.waiting() {
+            read += lab.read(read, begun);
+        }
+        assert_eq!(read, limits::XDP_RING, "the oldest are kept");
+        // And it goes on.
+        let next = lab.sent;
+        lab.send(BURST);
+        lab.wait(|socket| socket.received.produced() == BURST);
+        assert_eq!(lab.read(next, begun), BURST);
+        assert_eq!(lab.socket.new_drops(), 0);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_native() {
+        namespace::run(|| overload(Mode::Native));
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_generic() {
+        namespace::run(|| overload(Mode::Generic));
+    }
+
+    #[test]
+    fn frames_come_again_after_the_interface_was_down() {
+        namespace::run(|| {
+            let mut lab = Lab::new(Mode::Native);
+            let begun = cpu::now().mono;
+            lab.send(1);
+            lab.wait(|socket| socket.waiting());
+            ip("link set near down");
+            assert_eq!(lab.read(0, begun), 1);
+            ip("link set near up");
+            lab.send(1);
+            lab.wait(|socket| socket.waiting());
+            assert_eq!(lab.read(1, begun), 1);
+        });
+    }
+
+    #[test]
+    fn a_frame_is_what_the_frame_reader_takes() {
+        namespace::run(|| {
+            let mut lab = Lab::new(Mode::Native);
+            lab.send(1);
+            lab.wait(|socket| socket.waiting());
+            assert_eq!(lab.socket.peek(), 1);
+            let Received { bytes, .. } = lab.socket.frame(0, cpu::now().mono);
+            let datagram = frame::udp(bytes).unwrap();
+            assert_eq!(datagram.to, "10.9.0.2:20000".parse().unwrap());
+            assert_eq!((datagram.payload, datagram.len), (&[0; 4][..], bytes.len()));
+        });
+    }
+
+    #[test]
+    fn a_queue_has_one_socket_at_a_time() {
+        namespace::run(|| {
+            let interface = cable();
+            let first = XskSocket::bind(&interface, 0).unwrap();
+            assert!(!first.zero_copy());
+            let Err(error) = XskSocket::bind(&interface, 0) else { panic!("two sockets on one queue") };
+            assert!(error.starts_with("no AF_XDP socket on near queue 0: binding it failed"), "{error}");
+            assert!(
+                error.ends_with("another program receives from this queue: stop it, or leave out near"),
+                "{error}"
+            );
+            drop(first);
+            // The kernel clears the queue a little after the descriptor is closed.
+            XskSocket::bind(&interface, 0).unwrap();
+        });
+    }
+
+    #[test]
+    fn an_error_says_what_to_do() {
+        namespace::run(|| {
+            let interface = cable();
+            let Err(error) = XskSocket::bind(&interface, 7) else { panic!("there is no such queue") };
+            assert!(error.starts_with("no AF_XDP socket on near queue 7: binding it failed"), "{error}");
+            assert!(error.ends_with("near has 1 receive queues: see ethtool -l near"), "{error}");
+            ip("link del near");
+            let Err(error) = XskSocket::bind(&interface, 0) else { panic!("the interface is gone") };
+            assert!(error.ends_with("near is no longer there: see ip link"), "{error}");
+        });
+    }
+
+    #[test]
+    fn a_time_that_cannot_be_is_none() {
+        let now = Mono(100_000_000_000);
+        let oldest = now.0 - limits::XDP_TIME_MAX.as_nanos() as u64;
+        for at in [now.0, now.0 - 1, oldest] {
+            assert_eq!(receive_time(at, now), Some(Mono(at)));
+        }
+        for at in [0, now.0 + 1, oldest - 1, u64::MAX] {
+            assert_eq!(receive_time(at, now), None);
+        }
+        // Just after the machine has started, 0 is not long ago.
+        assert_eq!(receive_time(0, Mono(5)), None);
     }
 }
