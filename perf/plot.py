@@ -75,13 +75,15 @@ def bar(row, y, scale):
     shown = [text(LABEL - 8, y + 18, row["name"], 12, "end", weight="bold" if own else "normal")]
     if row["lost"] is None:
         shown += [rectangle(LABEL, y + 8, machine * scale, 22, light)]
-        return [*shown, text(LABEL + machine * scale + 6, y + 23, f"{machine:,.0f} (nobody receives)", 11)]
+        known = f"{machine:,.0f}" if machine else "not known"
+        return [*shown, text(LABEL + machine * scale + 6, y + 23, f"{known} (machine, nobody receives)", 11)]
     shown += [rectangle(LABEL, y + 4, process * scale, 18, dark), rectangle(LABEL, y + 22, machine * scale, 12, light)]
     shown += [text(LABEL + process * scale + 6, y + 18, f"{process:,.0f}", 12, weight="bold")]
     if machine:
         shown += [text(LABEL + machine * scale + 6, y + 32, f"{machine:,.0f}", 10, colour="#666")]
     lost, share = row["lost"], row["lost"] / max(row["sent"], 1)
     verdict = "nothing lost" if lost == 0 else f"{lost:,} lost ({share:.2%})"
+    verdict += "" if row["counted"] == "files" else ", no files"
     return [*shown, text(WIDTH - 12, y + 18, verdict, 12, "end", "#1e7d34" if lost == 0 else "#b3261e")]
 
 

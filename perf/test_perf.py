@@ -68,7 +68,7 @@ class Window(unittest.TestCase):
 
 
 def row(name, lost, process=1_000.0, machine=2_000.0):
-    return {"name": name, "lost": lost, "sent": 1_000, "process_ns": process, "machine_ns": machine, "problems": []}
+    return {"name": name, "lost": lost, "sent": 1_000, "process_ns": process, "machine_ns": machine, "problems": [], "counted": "files"}
 
 
 class Verdict(unittest.TestCase):
