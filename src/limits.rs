@@ -208,24 +208,35 @@ pub const SK_LOOKUP_PROGRAMS_MAX: usize = 64;
 
 // ---- disk -------------------------------------------------------------------------------------------------------
 
+/// What the calibration of a disk takes: files as some hundred calls have them open, two seconds in which rounds of writes
+/// begin, and bytes for a drive of 2 GB/s in that time.
+pub const DISK_PROBE_FILES: usize = 256;
+pub const DISK_PROBE_TIME: Duration = Duration::from_secs(2);
+pub const DISK_PROBE_BYTES: u64 = 4 << 30;
 /// Different problems listed in one manifest.
 pub const PROBLEMS_MAX: usize = 64;
 /// Jobs waiting for the directory thread, per reactor: an INVITE, its metadata and its end, for each of 4,000 calls.
 pub const DIRECTORY_JOBS_MAX: usize = 16_384;
-/// One write block. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and, at 4 KiB, packets.
+/// One write block, unless --block-size says otherwise; also the least. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and, at 4 KiB, packets.
 pub const BLOCK_SIZE: usize = 64 * 1024;
+/// Direct writes begin and end at multiples of this: the block size of file systems and disks.
+pub const DISK_ALIGNMENT: usize = 4_096;
+/// The largest write block: beyond it a write costs no less, and each open recording has one.
+pub const BLOCK_SIZE_MAX: usize = 1024 * 1024;
 /// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
 pub const WRITES_QUEUED_PER_FILE: usize = 8;
 /// Workers of the kernel that write for one reactor.
 pub const DISK_WORKERS: u32 = 8;
-/// Blocks beyond one per file, per reactor: writes in flight while the next block fills, for a disk stall of a few seconds.
+/// Blocks beyond one and a half per file, per reactor: writes in flight while the next block fills. A call of two G.711 streams
+/// fills one in 2.8 s, so that the halves last for a disk stall of more than a second.
 pub const BLOCKS_SPARE: usize = 1_024;
 /// Attempts to commit a recording before it is left as `.part` and reported.
 pub const COMMIT_ATTEMPTS: u32 = 3;
 /// Recordings committed together: one sync of the file system serves them all.
 pub const COMMIT_BATCH: usize = 1_024;
 
-const _: () = assert!(BLOCK_SIZE.is_multiple_of(4_096));
+const _: () =
+    assert!(BLOCK_SIZE.is_multiple_of(DISK_ALIGNMENT) && BLOCK_SIZE_MAX.is_multiple_of(DISK_ALIGNMENT));
 const _: () = assert!(
     MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two()
 );

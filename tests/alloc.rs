@@ -65,6 +65,7 @@ fn watch(format: Format) {
         media_ports: (11_000, 11_099),
         media_source: sipreel::engine::media_source::Kind::Sockets,
         xdp_interfaces: Vec::new(),
+        block_size: 64 * 1024,
         port_cooldown: Duration::from_secs(1),
         cores: cpu::allowed()[..1].to_vec(),
         sessions_max: None,

@@ -82,7 +82,7 @@ impl Call {
         self.recording.flush(&mut self.writes);
         let count = self.recording.files() as u8;
         let mut files: Vec<Vec<u8>> =
-            (0..count).map(|file| self.recording.file_header(file, Wall(START))).collect();
+            (0..count).map(|file| self.recording.file_header(file, Wall(START), &[])).collect();
         for write in &self.writes {
             let file = &mut files[usize::from(write.file)];
             let start = if let Place::At(start) = write.place { start as usize } else { file.len() };
@@ -221,7 +221,7 @@ fn tshark_reads_rtpdump() {
     let dir = tempfile::tempdir().unwrap();
     let mut call = Call::new(Format::Raw, &[codec(111, "opus", 48_000)]);
     // The header has to be known before the first packet: offsets count from its time.
-    call.recording.file_header(0, Wall(START));
+    call.recording.file_header(0, Wall(START), &[]);
     for n in 0..PACKETS {
         call.packet(
             0,

@@ -243,16 +243,77 @@ fn every_limit_of_the_unit_has_its_reason() {
     }
 }
 
+fn flags(command: &str) -> Vec<String> {
+    let help = sipreel(&[command, "--help"]);
+    let flags = text(&help.stdout).lines().map(str::trim_start).filter(|line| line.starts_with("--"));
+    flags.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}
+
+fn finding<'a>(report: &'a Value, name: &str) -> &'a Value {
+    let findings = report["findings"].as_array().unwrap();
+    findings.iter().find(|finding| finding["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}"))
+}
+
+#[test]
+fn doctor_looks_at_the_recorder_that_runs() {
+    let mut recorder = Recorder::start("51120-51139");
+    recorder.event("ready");
+    let socket = recorder.socket();
+    let output = sipreel(&["doctor", "--json", "--no-disk", "--stats-socket", socket.to_str().unwrap()]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["machine"]["recorder_pid"], recorder.child.id());
+    assert_eq!(report["machine"]["media_ports"], "51120-51139");
+    assert!(report["machine"]["dir"].as_str().unwrap().ends_with("/recordings"), "{report}");
+    for name in
+        ["recorder.running", "recorder.drops", "recorder.writes", "ports.media", "ports.sip", "dir.write"]
+    {
+        assert_eq!(finding(&report, name)["level"], "ok", "{name}: {report}");
+    }
+    assert!(finding(&report, "disk.speed")["found"].as_str().unwrap().contains("--no-disk"));
+    let code = match report["worst"].as_str().unwrap() {
+        "fail" => 2,
+        "warn" => 1,
+        _ => 0,
+    };
+    assert_eq!(output.status.code(), Some(code));
+}
+
+#[test]
+fn doctor_measures_the_disk_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let directory = format!("--dir={}", dir.path().join("recordings").display());
+    let output = sipreel(&["doctor", &directory, "--media-ports=51140-51141"]);
+    let page = text(&output.stdout);
+    assert!(page.contains(" MB/s in 64 KiB writes to 256 files"), "{page}");
+    assert!(page.contains("1 streams on media ports 51140-51141"), "{page}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is made, and nothing is left");
+}
+
+#[test]
+fn doctor_fails_for_what_cannot_work() {
+    let output = sipreel(&["doctor", "--json", "--no-disk", "--xdp-interface=absent0"]);
+    assert_eq!(output.status.code(), Some(2));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(finding(&report, "nic.link")["level"], "fail");
+    assert_eq!(report["findings"][0]["level"], "fail", "the worst is first");
+    let reversed = sipreel(&["doctor", "--media-ports=51200-51100"]);
+    assert_eq!((reversed.status.code(), text(&reversed.stdout)), (Some(2), ""));
+    assert!(text(&reversed.stderr).contains("--media-ports 51200-51100"), "{}", text(&reversed.stderr));
+}
+
 /// The README has a row for every flag, and every name that a monitor may meet.
 #[test]
 fn the_readme_knows_every_flag_and_every_cause() {
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let help = sipreel(&["record", "--help"]);
-    let flags = text(&help.stdout).lines().map(str::trim_start).filter(|line| line.starts_with("--"));
-    let flags: Vec<&str> = flags.map(|line| line.split(' ').next().unwrap()).collect();
-    assert!(flags.len() > 10, "{flags:?}");
-    for flag in flags {
-        assert!(readme.contains(&format!("| `{flag} ")), "{flag} is not in the README");
+    for (command, least) in [("record", 10), ("doctor", 6)] {
+        let (_, section) = readme.split_once(&format!("\n## Flags of `sipreel {command}`\n")).unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let flags = flags(command);
+        assert!(flags.len() >= least, "{flags:?}");
+        for flag in flags {
+            let row = [" ", "`"].iter().any(|end| section.contains(&format!("| `{flag}{end}")));
+            assert!(row, "{flag} of {command} is not in the README");
+        }
     }
 
     let mut recorder = Recorder::start("51100-51119");

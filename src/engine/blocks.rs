@@ -1,6 +1,6 @@
 //! The write blocks of one reactor, mapped at start. A block is in the pool, in a recording, or in a write in flight.
 
-use crate::limits::BLOCK_SIZE;
+use super::mapping::Mapping;
 use crate::media::{Block, Blocks};
 
 pub struct Pool {
@@ -9,10 +9,17 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Maps `total` blocks. The pages are touched, and so become memory, when a block is first used.
-    pub fn new(total: usize) -> Pool {
-        let memory: &'static mut [u8] = Box::leak(vec![0u8; total * BLOCK_SIZE].into_boxed_slice());
-        Pool { free: memory.chunks_exact_mut(BLOCK_SIZE).collect(), total }
+    /// Maps `total` blocks of `size` bytes, each at a multiple of [`crate::limits::DISK_ALIGNMENT`]. All of that is memory at
+    /// once: a pool that ran into the machine's limits later would lose packets.
+    pub fn new(total: usize, size: usize) -> Result<Pool, String> {
+        let memory = Mapping::huge((total * size).max(1)).map_err(|e| {
+            let mebibytes = (total * size) >> 20;
+            format!(
+                "no memory for {total} write blocks, {mebibytes} MiB ({e}): lower --max-sessions or --block-size, or free memory"
+            )
+        })?;
+        let free: Vec<Block> = memory.leak().chunks_exact_mut(size).take(total).collect();
+        Ok(Pool { free, total })
     }
 
     pub fn used(&self) -> usize {
@@ -31,7 +38,7 @@ impl Blocks for Pool {
     }
 
     fn give(&mut self, block: Block) {
-        debug_assert!(block.len() == BLOCK_SIZE && self.free.len() < self.total);
+        debug_assert!(self.free.len() < self.total);
         self.free.push(block);
     }
 }
@@ -42,12 +49,12 @@ mod tests {
 
     #[test]
     fn blocks_are_conserved() {
-        let mut pool = Pool::new(2);
+        let mut pool = Pool::new(2, 8_192).unwrap();
         let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
         assert!(pool.take().is_none() && pool.used() == 2);
         pool.give(a);
         pool.give(b);
         assert_eq!((pool.used(), pool.total()), (0, 2));
-        assert_eq!(pool.take().map(|b| b.len()), Some(BLOCK_SIZE));
+        assert_eq!(pool.take().map(|b| (b.len(), b.as_ptr() as usize % 4_096)), Some((8_192, 0)));
     }
 }

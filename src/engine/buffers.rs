@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 
 use io_uring::types::BufRingEntry;
 
+use super::mapping::Mapping;
 use super::ring::Ring;
 
 /// Buffers lie this much further apart than their size, so that their first lines do not share a cache set.
@@ -69,22 +70,7 @@ impl Buffers {
 
 /// Zeroed pages that stay mapped as long as the process lives.
 fn map(bytes: usize) -> Result<*mut u8, String> {
-    // SAFETY: an anonymous private mapping touches no memory of ours.
-    let memory = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            bytes,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_POPULATE,
-            -1,
-            0,
-        )
-    };
-    if memory == libc::MAP_FAILED {
-        return Err(format!(
-            "no memory for {bytes} bytes of receive buffers: {}",
-            std::io::Error::last_os_error()
-        ));
-    }
-    Ok(memory.cast())
+    let memory =
+        Mapping::huge(bytes).map_err(|e| format!("no memory for {bytes} bytes of receive buffers: {e}"))?;
+    Ok(memory.leak().as_mut_ptr())
 }

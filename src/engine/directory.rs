@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::commit::Finished;
+use super::disk;
 use super::mailbox::{Letter, Mailbox, Opened};
 use crate::session::{Failure, RecordingKey, SmallFile};
 
@@ -56,6 +57,8 @@ pub enum Job {
 pub struct NewFile {
     pub name: String,
     pub header: Vec<u8>,
+    /// What follows the header is written past the page cache, where the file system can do that.
+    pub direct: bool,
 }
 
 pub struct Directory {
@@ -169,6 +172,9 @@ fn media_file(part: &Path, path: &str, file: &NewFile) -> Result<File, Failure> 
         let _ = fs::remove_file(&full);
         at("write file header")(e)
     })?;
+    if file.direct {
+        disk::write_directly(&opened).map_err(at("switch to direct writes"))?;
+    }
     Ok(opened)
 }
 
@@ -203,7 +209,11 @@ mod tests {
         fs::create_dir(&part).unwrap();
         fs::write(part.join("c"), "in the way").unwrap();
         assert_eq!(directory.create("id", &[], &[]).unwrap_err().errno, libc::EEXIST);
-        let files = ["a", "b", "c"].map(|name| NewFile { name: name.into(), header: b"header".to_vec() });
+        let files = ["a", "b", "c"].map(|name| NewFile {
+            name: name.into(),
+            header: b"header".to_vec(),
+            direct: false,
+        });
         assert_eq!(directory.media_files("id", &files).unwrap_err().errno, libc::EEXIST);
         assert_eq!(fs::read_dir(&part).unwrap().count(), 1);
         assert_eq!(directory.media_files("id", &files[..2]).unwrap().len(), 2);

@@ -5,6 +5,7 @@
 //! nothing is in flight or queued.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -34,7 +35,6 @@ pub struct Lost {
     pub recording: u32,
     pub file: u8,
     pub packets: Shares,
-    pub bytes: u64,
     pub cause: DropCause,
     /// errno of a failed write.
     pub errno: i32,
@@ -67,6 +67,32 @@ struct InFlight {
     offset: u64,
     done: u64,
     since: Mono,
+}
+
+/// Whether a file can be written past the page cache (O_DIRECT) at multiples of our alignment: the page cache would be filled
+/// with what nobody reads soon, at twice the cost, and would stall when it is full.
+pub fn takes_direct_writes(file: &File) -> bool {
+    // SAFETY: a statx of zeroes is valid, the path is an empty string that ends in a zero, and the kernel fills the local.
+    let (result, found) = unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        let (fd, flags) = (file.as_raw_fd(), libc::AT_EMPTY_PATH);
+        let result = libc::statx(fd, c"".as_ptr(), flags, libc::STATX_DIOALIGN, &mut found);
+        (result, found)
+    };
+    let fits = |alignment: u32| alignment > 0 && limits::DISK_ALIGNMENT.is_multiple_of(alignment as usize);
+    let told = result == 0 && found.stx_mask & libc::STATX_DIOALIGN != 0;
+    told && fits(found.stx_dio_offset_align) && fits(found.stx_dio_mem_align)
+}
+
+/// From now on what is written to the file goes past the page cache. `Err`: the file system does not do that.
+pub fn write_directly(file: &File) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: reading and setting the flags of a descriptor that `file` keeps open touches no memory.
+    let result = unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        libc::fcntl(fd, libc::F_SETFL, flags | libc::O_DIRECT)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 impl Files {
@@ -186,7 +212,7 @@ impl Files {
 
     fn lose(&mut self, pool: &mut Pool, slot: u32, write: Write, cause: DropCause, errno: i32) -> Lost {
         let Slot { recording, file, .. } = self.slots[slot as usize];
-        let lost = Lost { recording, file, packets: write.packets, bytes: write.bytes, cause, errno };
+        let lost = Lost { recording, file, packets: write.packets, cause, errno };
         self.give_up(pool, write, cause);
         lost
     }

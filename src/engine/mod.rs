@@ -17,12 +17,17 @@ pub mod cpu;
 mod datagram;
 mod directory;
 mod disk;
+pub mod disk_probe;
+pub mod ethtool;
 mod interface;
+pub mod link;
 mod mailbox;
+mod mapping;
 pub mod media_source;
 #[cfg(test)]
 mod namespace;
 mod prefetch;
+pub mod probe;
 mod published;
 mod reactor;
 mod recordings;
@@ -79,6 +84,8 @@ pub struct Settings {
     pub cores: Vec<usize>,
     pub sessions_max: Option<usize>,
     pub format: Format,
+    /// Bytes of a write block: a multiple of `limits::DISK_ALIGNMENT`.
+    pub block_size: usize,
     pub flush_interval: Duration,
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
@@ -167,7 +174,7 @@ impl Recorder {
     /// calling thread, and so every thread, is without the capabilities for that from then on.
     pub fn start(settings: &Settings) -> Result<Recorder, StartError> {
         let descriptors = cpu::raise_descriptor_limit();
-        writable(&settings.dir)?;
+        let direct = writable(&settings.dir)?;
         let reactors = settings.cores.len();
         let plan = Plan::new(settings, descriptors);
         let mut warnings = Vec::new();
@@ -246,6 +253,8 @@ impl Recorder {
                     .map(|(socket, _)| socket)
                     .collect(),
                 inbox,
+                direct,
+                block_size: settings.block_size,
                 flush_interval: settings.flush_interval,
                 write_latency,
                 batch,
@@ -437,6 +446,8 @@ struct Parts {
     udp: Vec<(Socket, SocketAddr)>,
     tcp: Vec<Socket>,
     inbox: Inbox,
+    direct: bool,
+    block_size: usize,
     flush_interval: Duration,
     write_latency: Recorded,
     batch: Recorded,
@@ -454,12 +465,13 @@ impl Parts {
         let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
         let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
         let files = Files::new(sockets as u32, self.files, self.write_latency, self.counters.clone());
-        let pool = Pool::new(self.files + limits::BLOCKS_SPARE);
+        let pool = Pool::new(self.files + limits::BLOCKS_SPARE + self.files / 2, self.block_size)?;
         let recordings = Recordings::new(
             media.ports(),
             self.sessions,
             files,
             pool,
+            self.direct,
             self.flush_interval,
             self.jobs,
             self.counters.clone(),
@@ -508,11 +520,17 @@ fn spawn<T: Send + 'static>(
         .map_err(|e| StartError(format!("cannot start the {name} thread ({e}): raise the limit of tasks")))
 }
 
-/// The recordings directory exists and takes files.
-fn writable(dir: &Path) -> Result<(), StartError> {
+/// The recordings directory exists and takes files. `true`: it takes direct writes of our alignment.
+fn writable(dir: &Path) -> Result<bool, StartError> {
     let probe = dir.join(format!(".sipreel-{}", std::process::id()));
-    fs::create_dir_all(dir).and_then(|()| File::create(&probe)).and_then(|_| fs::remove_file(&probe)).map_err(|e| {
+    let tried = fs::create_dir_all(dir).and_then(|()| File::create(&probe)).and_then(|file| {
+        let direct = disk::takes_direct_writes(&file);
+        fs::remove_file(&probe).map(|()| direct)
+    });
+    tried.map_err(|e| {
         let dir = dir.display();
-        StartError(format!("cannot write to the recordings directory {dir} ({e}): give another --dir or its owner's rights"))
+        StartError(format!(
+            "cannot write to the recordings directory {dir} ({e}): give another --dir or its owner's rights"
+        ))
     })
 }

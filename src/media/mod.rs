@@ -70,8 +70,15 @@ pub struct Write {
 pub struct Shares([u32; STREAMS_PER_RECORDING_MAX]);
 
 impl Shares {
-    pub fn count(&mut self, stream: u8) {
-        self.0[usize::from(stream)] += 1;
+    /// All of one stream.
+    pub fn of(stream: u8, packets: u32) -> Shares {
+        let mut shares = Shares::default();
+        shares.add(stream, packets);
+        shares
+    }
+
+    pub fn add(&mut self, stream: u8, packets: u32) {
+        self.0[usize::from(stream)] += packets;
     }
 
     pub fn total(&self) -> u64 {

@@ -6,16 +6,16 @@ use std::time::Duration;
 use crate::clock::Wall;
 use crate::counters::DropCause;
 use crate::limits::{
-    BLOCK_SIZE, CACHE_LINE, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
+    BLOCK_SIZE, CACHE_LINE, DISK_ALIGNMENT, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
 };
 use crate::media::stage::{Exits, Load, Stage};
-use crate::media::stream::Reception;
+use crate::media::stream::{Reception, Source, Track};
 use crate::media::timeline::{Elapsed, Timeline};
 use crate::media::{Blocks, Channel, Packet, Place, Shares, Signal, Touched, Write};
 use crate::proto::manifest::{Format, StreamReport};
 use crate::proto::pcap::{self, Frame, Tcp};
 use crate::proto::raw;
-use crate::proto::rtp::{self, Kind, Rtp};
+use crate::proto::rtp::{self, Kind};
 use crate::proto::sdp::Codec;
 
 // A block holds the longest record of a SIP message, so that none is left out for its length.
@@ -37,69 +37,161 @@ pub struct StreamSpec {
 /// The data plane of one recording.
 ///
 /// Every datagram given to [`Recording::packet`] ends in exactly one place: in the `packets` of one [`Write`], or in an error.
+///
+/// With thousands of streams the memory that a packet touches is its cost. The first line has the staged block of the pcap, the
+/// lines after it what a usual packet changes of the usual two streams; everything else is behind a pointer.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Recording {
-    format: Format,
-    streams: Vec<Stream>,
-    pcap: Capture,
+    stage: Stage,
+    rest: Box<Rest>,
+    /// The streams after the `near` ones.
+    far: Option<Box<Far>>,
+    near: [Stream; NEAR],
+}
+
+/// Streams of the usual call: both directions.
+const NEAR: usize = 2;
+type Far = [Stream; STREAMS_PER_RECORDING_MAX - NEAR];
+
+const _: () = assert!(std::mem::offset_of!(Recording, near) == CACHE_LINE);
+const _: () = assert!(std::mem::offset_of!(Stream, frame) == CACHE_LINE);
+
+/// What few packets touch.
+#[derive(Debug)]
+struct Rest {
     elapsed: Elapsed,
-    packets: u64,
-    bytes: u64,
-    last: Option<Wall>,
+    format: Format,
+    /// The pcap is written in multiples of the disk's alignment.
+    aligned: bool,
+    streams: Vec<StreamRest>,
+    conversations: Conversations,
+}
+
+/// What one reactor has seen of a stream. A stream's packets may come to several; one of them reports.
+#[derive(Clone, Debug)]
+pub struct StreamPart {
+    sources: Vec<Source>,
+    payload_bytes: u64,
+    refused: u64,
+    rtcp_packets: u64,
+    other_packets: u64,
+    dropped: u64,
 }
 
 impl Recording {
     pub fn new(format: Format) -> Recording {
+        let (elapsed, conversations) = (Elapsed::default(), Conversations::default());
         Recording {
-            format,
-            streams: Vec::with_capacity(STREAMS_PER_RECORDING_MAX),
-            pcap: Capture::new(),
-            elapsed: Elapsed::default(),
-            packets: 0,
-            bytes: 0,
-            last: None,
+            stage: Stage::new(0),
+            rest: Box::new(Rest {
+                elapsed,
+                format,
+                aligned: false,
+                streams: Vec::with_capacity(NEAR),
+                conversations,
+            }),
+            far: None,
+            near: [const { Stream::UNUSED }; NEAR],
         }
+    }
+
+    /// For files that are written past the page cache: what the pcap begins with and each of its writes are a multiple of
+    /// [`DISK_ALIGNMENT`] long. The last frame in each is followed by zeroes, as if it were Ethernet's padding.
+    pub fn aligned(mut self) -> Recording {
+        self.rest.aligned = self.rest.format == Format::Pcap;
+        self
+    }
+
+    /// Leaves a share of the pcap's first block empty, in 256ths. Recordings that begin at the same moment would otherwise all
+    /// fill their blocks at the same moment, again and again.
+    pub fn staggered(mut self, share: u8) -> Recording {
+        self.stage.spare(share);
+        self
     }
 
     /// The new stream's index: 0, 1, … Raw: also the index of its file. At most [`STREAMS_PER_RECORDING_MAX`] may be added.
     pub fn add_stream(&mut self, spec: StreamSpec) -> u8 {
-        debug_assert!(self.streams.len() < STREAMS_PER_RECORDING_MAX);
-        let index = self.streams.len() as u8;
-        let stream = Stream::new(self.format, index, &spec, &self.streams);
-        self.streams.push(stream);
+        debug_assert!(self.rest.streams.len() < STREAMS_PER_RECORDING_MAX);
+        let index = self.rest.streams.len() as u8;
+        let rest = StreamRest::new(index, &spec, &self.rest.streams);
+        self.rest.streams.push(rest);
+        if usize::from(index) >= NEAR {
+            self.far.get_or_insert_with(|| Box::new([const { Stream::UNUSED }; _]));
+        }
+        let sink = Sink::new(self.rest.format, index, &spec);
+        if let Some(stream) = self.stream_mut(index) {
+            *stream = Stream { sink, ..Stream::UNUSED };
+        }
         index
     }
 
     /// Takes back the streams from index `from` on: their files could not be made, so they have had no packet.
     pub fn forget_streams(&mut self, from: usize) {
-        self.streams.truncate(from);
+        self.rest.streams.truncate(from);
+        let far = self.far.iter_mut().flat_map(|far| far.iter_mut());
+        self.near.iter_mut().chain(far).skip(from).for_each(|stream| *stream = Stream::UNUSED);
     }
 
     /// Files so far. Their indices are `0..files()`.
     pub fn files(&self) -> usize {
-        match self.format {
+        match self.rest.format {
             Format::Pcap => 1,
-            Format::Raw => self.streams.len(),
+            Format::Raw => self.rest.streams.len(),
         }
     }
 
     /// Name within the recording's directory. It never changes, and no two files share one.
     pub fn file_name(&self, file: u8) -> String {
-        match self.format {
+        match self.rest.format {
             Format::Pcap => "call.pcap".to_owned(),
-            Format::Raw => self.streams.get(usize::from(file)).map_or_else(String::new, |s| s.name.clone()),
+            Format::Raw => {
+                self.rest.streams.get(usize::from(file)).map_or_else(String::new, |s| s.name.clone())
+            }
         }
     }
 
-    /// What the file begins with, possibly nothing. To be asked once, when the file is opened, and written before all else.
-    pub fn file_header(&mut self, file: u8, at: Wall) -> Vec<u8> {
-        if self.format == Format::Pcap {
-            return pcap::FILE_HEADER.to_vec();
+    /// What the file begins with, possibly nothing: in a pcap also the SIP messages that there are by then. To be asked once, when
+    /// the file is opened, and written before all else.
+    pub fn file_header(&mut self, file: u8, at: Wall, signals: &[Signal<'_>]) -> Vec<u8> {
+        if self.rest.format == Format::Pcap {
+            return self.capture_header(signals);
         }
-        match self.streams.get_mut(usize::from(file)) {
-            Some(Stream { sink: Sink::Dump(dump), to_rtp, .. }) => dump.begin(at, *to_rtp),
+        let to = self.rest.streams.get(usize::from(file)).map(|rest| rest.to_rtp);
+        match (self.stream_mut(file), to) {
+            (Some(Stream { sink: Sink::Dump(dump), .. }), Some(to)) => dump.begin(at, to),
             _ => Vec::new(),
         }
+    }
+
+    fn capture_header(&mut self, signals: &[Signal<'_>]) -> Vec<u8> {
+        let mut bytes = pcap::FILE_HEADER.to_vec();
+        let mut last = 0;
+        for signal in signals {
+            if !signal.tcp {
+                last = append(
+                    &mut bytes,
+                    |room| udp_frame(signal).write(room, signal.at, signal.bytes),
+                    signal.bytes.len(),
+                );
+                continue;
+            }
+            for segment in signal.bytes.chunks(Tcp::SEGMENT_MAX) {
+                let tcp = self.rest.conversations.of(signal);
+                last = append(
+                    &mut bytes,
+                    |room| tcp.write(room, signal.at, signal.received, segment),
+                    segment.len(),
+                );
+            }
+        }
+        if self.rest.aligned && last > 0 {
+            let len = bytes.len();
+            bytes.resize(len.next_multiple_of(DISK_ALIGNMENT), 0);
+            let by = bytes.len() - len;
+            pcap::lengthen(&mut bytes[last..], by);
+        }
+        bytes
     }
 
     /// Takes one datagram of a stream's ports. `Ok`: it is in a block, and will leave in the `packets` of exactly one write.
@@ -112,35 +204,59 @@ impl Recording {
         blocks: &mut impl Blocks,
         writes: &mut Vec<Write>,
     ) -> Result<(), DropCause> {
-        let load = load(stream, packet);
-        let stream = self.streams.get_mut(usize::from(stream)).ok_or(DropCause::NoSession)?;
-        let kind = stream.kind(packet.bytes, channel);
+        let Recording { near, far, rest, .. } = self;
+        let known = stream_of(near, far, stream).filter(|of| !matches!(of.sink, Sink::Unused));
+        let of = known.ok_or(DropCause::NoSession)?;
+        let index = usize::from(stream);
+        let kind = match rtp::classify(packet.bytes, channel) {
+            Kind::Rtcp if channel == Channel::Rtp => rest.streams[index].kind(packet.bytes),
+            kind => kind,
+        };
         let rtp = if kind == Kind::Rtp { rtp::view(packet.bytes) } else { None };
-        let source = rtp.map(|rtp| stream.reception.receive(packet.at, &rtp)).unwrap_or_default();
+        if let Some(rtp) = &rtp
+            && !of.track.follow(packet.at, rtp)
+        {
+            rest.streams[index].reception.receive(&mut of.track, packet.at, rtp);
+        }
         let exits = &mut Exits { blocks, writes };
-        let outcome = match &mut stream.sink {
-            Sink::Capture(flows) => self.pcap.record(flows.of(channel, packet), packet.bytes, load, exits),
+        let load = Load { at: packet.at, stream: Some(stream), bytes: packet.bytes.len() as u64 };
+        let outcome = match &mut of.sink {
+            Sink::Unused => Err(DropCause::NoSession),
+            Sink::Capture => self.capture(load, channel, packet, exits),
             Sink::Dump(dump) => dump.packet(kind, packet, load, exits),
-            Sink::Timeline(file) => match rtp {
-                Some(rtp) if stream.main == Some(rtp.payload_type) && !rtp.payload.is_empty() => {
-                    file.place(source, &rtp, self.elapsed.at(packet.at), load, exits)
+            Sink::Timeline(file) => match &rtp {
+                Some(rtp) if rtp.payload_type == file.payload_type && !rtp.payload.is_empty() => {
+                    file.place(of.track.source(), rtp, rest.elapsed.at(packet.at), load, exits)
                 }
                 _ => Err(unplaced(kind)),
             },
         };
-        stream.count(kind, rtp, outcome);
-        outcome?;
-        self.packets += 1;
-        self.bytes += packet.bytes.len() as u64;
-        self.last = self.last.max(Some(packet.at));
-        Ok(())
+        self.count(stream, kind, rtp.map_or(0, |rtp| rtp.payload.len()), outcome);
+        outcome
     }
 
-    /// What the next datagram of the stream will touch: its state, the frame of its flow, the place of its record in a pcap.
-    pub fn touched(&self, stream: u8) -> [Touched; 3] {
-        let Some(of) = self.streams.get(usize::from(stream)) else { return [(std::ptr::null(), 0); 3] };
-        let sink = (&raw const of.sink).cast();
-        [((&raw const *of).cast(), Stream::WARM_LINES), (sink, Stream::SINK_LINES), self.pcap.stage.touched()]
+    /// What the next datagram of the stream will touch and can be told without touching anything: to be fetched first.
+    pub fn touched(&self, stream: u8) -> [Touched; 2] {
+        let near =
+            self.near.get(usize::from(stream)).map_or(std::ptr::null(), |near| (&raw const *near).cast());
+        [((&raw const *self).cast(), 1), (near, 1)]
+    }
+
+    /// The rest of it, when that is there: the place of its record in a pcap, headers to be built, a raw file's clock.
+    pub fn touched_then(&self, stream: u8) -> [Touched; 2] {
+        let nothing = (std::ptr::null(), 0);
+        let far = || self.far.as_ref()?.get(usize::from(stream).checked_sub(NEAR)?);
+        let Some(of) = self.near.get(usize::from(stream)).or_else(far) else { return [nothing; 2] };
+        match &of.sink {
+            Sink::Unused => [nothing; 2],
+            Sink::Capture if of.framed => [nothing, self.stage.touched()],
+            Sink::Capture => [((&raw const of.frame).cast(), 1), self.stage.touched()],
+            Sink::Dump(dump) => [((&raw const **dump).cast(), 1), nothing],
+            Sink::Timeline(file) => {
+                let lines = size_of::<Timeline>().div_ceil(CACHE_LINE).min(Sink::TIMELINE_LINES);
+                [((&raw const **file).cast(), lines), ((&raw const *self.rest).cast(), 1)]
+            }
+        }
     }
 
     /// Takes one SIP message of the dialog: into the pcap; a raw recording has no place for it. Not counted as media. `Err`: not
@@ -152,20 +268,20 @@ impl Recording {
         writes: &mut Vec<Write>,
     ) -> Result<(), DropCause> {
         let exits = &mut Exits { blocks, writes };
-        match self.format {
+        match self.rest.format {
             Format::Raw => Ok(()),
-            Format::Pcap if signal.tcp => self.pcap.tcp_message(signal, exits),
-            Format::Pcap => self.pcap.udp_message(signal, exits),
+            Format::Pcap if signal.tcp => self.tcp_message(signal, exits),
+            Format::Pcap => self.udp_message(signal, exits),
         }
     }
 
     /// Hands over every block that holds something: at most one write a file.
     pub fn flush(&mut self, writes: &mut Vec<Write>) {
-        self.pcap.stage.send_off(Place::Append, writes);
-        for stream in &mut self.streams {
+        self.send_off(writes);
+        for stream in self.streams_mut() {
             match &mut stream.sink {
-                Sink::Capture(_) => {}
-                Sink::Dump(dump) => dump.stage.send_off(Place::Append, writes),
+                Sink::Unused | Sink::Capture => {}
+                Sink::Dump(dump) => dump.send_off(writes),
                 Sink::Timeline(file) => file.flush(writes),
             }
         }
@@ -178,52 +294,239 @@ impl Recording {
 
     /// Media datagrams waiting in blocks.
     pub fn staged_packets(&self) -> u64 {
-        self.stages().map(|stage| stage.packets()).sum()
+        self.stages().map(|stage| u64::from(stage.packets())).sum()
     }
 
-    /// A write of this recording failed or was not made: its `packets` and `bytes`.
-    pub fn dropped(&mut self, packets: &Shares, bytes: u64) {
-        self.packets = self.packets.saturating_sub(packets.total());
-        self.bytes = self.bytes.saturating_sub(bytes);
-        for (stream, packets) in self.streams.iter_mut().zip(packets.iter()) {
+    /// A write of this recording failed or was not made: its `packets`.
+    pub fn dropped(&mut self, packets: &Shares) {
+        for (stream, packets) in self.rest.streams.iter_mut().zip(packets.iter()) {
             stream.dropped += packets;
         }
     }
 
     /// What is known of the stream; an empty report for an unknown index. `kernel_dropped` is the engine's to add.
     pub fn report(&self, stream: u8) -> StreamReport {
-        let Some(of) = self.streams.get(usize::from(stream)) else { return StreamReport::default() };
-        let sums = of.reception.sums();
+        let Some((of, rest)) = self.streams().zip(&self.rest.streams).nth(usize::from(stream)) else {
+            return StreamReport::default();
+        };
+        let sums = rest.reception.sums(&of.track);
         StreamReport {
-            ssrcs: of.reception.ssrcs(),
+            ssrcs: rest.reception.ssrcs(&of.track),
             first_packet: sums.first,
             last_packet: sums.last,
-            packets: of.packets,
+            packets: sums.packets - rest.refused,
             bytes: of.payload_bytes,
-            rtcp_packets: of.rtcp_packets,
-            other_packets: of.other_packets,
+            rtcp_packets: rest.rtcp_packets,
+            other_packets: rest.other_packets,
             lost: sums.lost,
             out_of_order: sums.out_of_order,
             duplicate: sums.duplicate,
-            dropped: of.dropped,
+            dropped: rest.dropped,
             kernel_dropped: 0,
             jitter_ms: sums.jitter_ms,
             file: Some(self.file_name(stream)),
         }
     }
 
-    /// Datagrams taken and not lost since, their bytes, and when the last came.
-    pub fn totals(&self) -> (u64, u64, Option<Wall>) {
-        (self.packets, self.bytes, self.last)
+    /// What this recording has seen of the stream, for another of the same call to absorb. `None`: it has no such stream.
+    pub fn part(&self, stream: u8) -> Option<StreamPart> {
+        let (of, rest) = self.streams().zip(&self.rest.streams).nth(usize::from(stream))?;
+        Some(StreamPart {
+            sources: rest.reception.part(&of.track),
+            payload_bytes: of.payload_bytes,
+            refused: rest.refused,
+            rtcp_packets: rest.rtcp_packets,
+            other_packets: rest.other_packets,
+            dropped: rest.dropped,
+        })
+    }
+
+    /// Adds to the report what another reactor has seen of the stream. Sources that are the same by their SSRC become one: their
+    /// packets are those of both, lost is what neither has, jitter is the larger.
+    pub fn absorb(&mut self, stream: u8, part: &StreamPart) {
+        let Recording { near, far, rest, .. } = self;
+        let (of, rest) = (stream_of(near, far, stream), rest.streams.get_mut(usize::from(stream)));
+        if let (Some(of), Some(rest)) = (of, rest) {
+            rest.reception.absorb(&mut of.track, &part.sources);
+            of.payload_bytes += part.payload_bytes;
+            rest.refused += part.refused;
+            rest.rtcp_packets += part.rtcp_packets;
+            rest.other_packets += part.other_packets;
+            rest.dropped += part.dropped;
+        }
+    }
+
+    #[inline]
+    fn count(&mut self, stream: u8, kind: Kind, payload: usize, outcome: Result<(), DropCause>) {
+        if kind != Kind::Rtp || outcome.is_err() {
+            return self.rest.streams[usize::from(stream)].count(kind, outcome);
+        }
+        if let Some(of) = self.stream_mut(stream) {
+            of.payload_bytes += payload as u64;
+        }
+    }
+
+    /// Into the pcap: the frame that brought it, or one under its addresses.
+    fn capture<B: Blocks>(
+        &mut self,
+        load: Load,
+        channel: Channel,
+        packet: &Packet<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        let stream = load.stream.ok_or(DropCause::NoSession)?;
+        let written = match packet.frame {
+            Some(frame) => {
+                self.make_room(pcap::frame_record_len(frame.len()), exits);
+                pcap::write_frame(self.stage.room(exits.blocks)?, load.at, frame)
+            }
+            None => self.build(stream, channel, packet, exits)?,
+        };
+        self.stage.commit(self.stage.len() + written, load);
+        if let Some(of) = self.stream_mut(stream) {
+            of.staged += 1;
+            of.framed = packet.frame.is_some();
+        }
+        Ok(())
+    }
+
+    fn build<B: Blocks>(
+        &mut self,
+        stream: u8,
+        channel: Channel,
+        packet: &Packet<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<usize, DropCause> {
+        let known = self.frame(stream, channel).ok_or(DropCause::NoSession)?;
+        if !known.as_ref().is_some_and(|frame| frame.is_of(packet.from, packet.to)) {
+            *known = Some(Frame::udp(packet.from, packet.to));
+        }
+        let wanted = known.as_ref().map_or(0, |frame| frame.record_len(packet.bytes.len()));
+        self.make_room(wanted, exits);
+        let Recording { stage, near, far, rest, .. } = self;
+        let frame = frame_of(near, far, rest, stream, channel).and_then(Option::as_mut);
+        let room = stage.room(exits.blocks)?;
+        Ok(frame.map_or(0, |frame| frame.write(room, packet.at, packet.bytes)))
+    }
+
+    fn udp_message<B: Blocks>(
+        &mut self,
+        signal: &Signal<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        let mut frame = udp_frame(signal);
+        self.make_room(frame.record_len(signal.bytes.len()), exits);
+        let written = frame.write(self.stage.room(exits.blocks)?, signal.at, signal.bytes);
+        self.stage.commit(self.stage.len() + written, no_media(signal));
+        Ok(())
+    }
+
+    fn tcp_message<B: Blocks>(
+        &mut self,
+        signal: &Signal<'_>,
+        exits: &mut Exits<'_, B>,
+    ) -> Result<(), DropCause> {
+        let mut outcome = Ok(());
+        for segment in signal.bytes.chunks(Tcp::SEGMENT_MAX) {
+            self.make_room(Tcp::OVERHEAD + segment.len(), exits);
+            let room = self.stage.room(exits.blocks).unwrap_or_else(|cause| {
+                outcome = Err(cause);
+                &mut []
+            });
+            let tcp = self.rest.conversations.of(signal);
+            let written = tcp.write(room, signal.at, signal.received, segment);
+            if written > 0 {
+                self.stage.commit(self.stage.len() + written, no_media(signal));
+            }
+        }
+        outcome
+    }
+
+    /// Whole records only in each block, so that a lost block loses its records and nothing else.
+    #[inline]
+    fn make_room<B: Blocks>(&mut self, wanted: usize, exits: &mut Exits<'_, B>) {
+        if self.stage.is_full_for(wanted) {
+            self.send_off(exits.writes);
+        }
+    }
+
+    fn send_off(&mut self, writes: &mut Vec<Write>) {
+        let mut packets = Shares::default();
+        for (stream, index) in self.streams_mut().zip(0..) {
+            packets.add(index, std::mem::take(&mut stream.staged));
+        }
+        if self.rest.aligned
+            && let Some((record, by)) = self.stage.align()
+        {
+            pcap::lengthen(record, by);
+        }
+        self.stage.send_off(Place::Append, packets, writes);
+    }
+
+    fn frame(&mut self, stream: u8, channel: Channel) -> Option<&mut Option<Frame>> {
+        frame_of(&mut self.near, &mut self.far, &mut self.rest, stream, channel)
+    }
+
+    fn stream_mut(&mut self, stream: u8) -> Option<&mut Stream> {
+        stream_of(&mut self.near, &mut self.far, stream)
+    }
+
+    fn streams(&self) -> impl Iterator<Item = &Stream> {
+        self.near.iter().chain(self.far.iter().flat_map(|far| far.iter()))
+    }
+
+    fn streams_mut(&mut self) -> impl Iterator<Item = &mut Stream> {
+        self.near.iter_mut().chain(self.far.iter_mut().flat_map(|far| far.iter_mut()))
     }
 
     fn stages(&self) -> impl Iterator<Item = &Stage> {
-        let raw = self.streams.iter().filter_map(|stream| match &stream.sink {
-            Sink::Capture(_) => None,
+        let raw = self.streams().filter_map(|stream| match &stream.sink {
+            Sink::Unused | Sink::Capture => None,
             Sink::Dump(dump) => Some(&dump.stage),
             Sink::Timeline(file) => Some(file.stage()),
         });
-        raw.chain([&self.pcap.stage])
+        raw.chain([&self.stage])
+    }
+}
+
+/// Appends a record that `write` makes of so many bytes. Where it begins.
+fn append(bytes: &mut Vec<u8>, write: impl FnOnce(&mut [u8]) -> usize, payload: usize) -> usize {
+    let start = bytes.len();
+    bytes.resize(start + Tcp::OVERHEAD + payload, 0);
+    let written = write(&mut bytes[start..]);
+    bytes.truncate(start + written);
+    start
+}
+
+fn udp_frame(signal: &Signal<'_>) -> Frame {
+    if signal.received {
+        Frame::udp(signal.peer, signal.local)
+    } else {
+        Frame::udp(signal.local, signal.peer)
+    }
+}
+
+#[inline]
+fn stream_of<'a>(
+    near: &'a mut [Stream; NEAR],
+    far: &'a mut Option<Box<Far>>,
+    stream: u8,
+) -> Option<&'a mut Stream> {
+    let index = usize::from(stream);
+    if index < NEAR { near.get_mut(index) } else { far.as_mut()?.get_mut(index - NEAR) }
+}
+
+/// The headers of one of a stream's two ports, built for the source that sent last.
+fn frame_of<'a>(
+    near: &'a mut [Stream; NEAR],
+    far: &'a mut Option<Box<Far>>,
+    rest: &'a mut Rest,
+    stream: u8,
+    channel: Channel,
+) -> Option<&'a mut Option<Frame>> {
+    match channel {
+        Channel::Rtp => Some(&mut stream_of(near, far, stream)?.frame),
+        Channel::Rtcp => Some(&mut rest.streams.get_mut(usize::from(stream))?.rtcp_frame),
     }
 }
 
@@ -236,87 +539,109 @@ fn unplaced(kind: Kind) -> DropCause {
     }
 }
 
-fn load(stream: u8, packet: &Packet<'_>) -> Load {
-    Load { at: packet.at, stream: Some(stream), bytes: packet.bytes.len() as u64 }
+/// What a packet touches of its stream: a usual one the first line, and the second where headers have to be built.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct Stream {
+    track: Track,
+    /// Of RTP packets taken.
+    payload_bytes: u64,
+    /// Datagrams in the staged block of the pcap.
+    staged: u32,
+    /// Whether the last packet brought its frame.
+    framed: bool,
+    sink: Sink,
+    frame: Option<Frame>,
 }
 
-/// What every packet touches comes first, and `Reception` ends with the sources, so that the usual one lies in the same lines.
+impl Stream {
+    const UNUSED: Stream = Stream {
+        track: Track::NEW,
+        payload_bytes: 0,
+        staged: 0,
+        framed: false,
+        sink: Sink::Unused,
+        frame: None,
+    };
+}
+
+/// Where a stream's packets go.
 #[derive(Debug)]
-#[repr(C)]
-struct Stream {
-    packets: u64,
-    payload_bytes: u64,
+enum Sink {
+    /// There is no such stream.
+    Unused,
+    /// The recording's pcap.
+    Capture,
+    Timeline(Box<Timeline>),
+    Dump(Box<Dump>),
+}
+
+impl Sink {
+    /// Layout, staged block and the first source's clock.
+    const TIMELINE_LINES: usize = 3;
+
+    fn new(format: Format, index: u8, spec: &StreamSpec) -> Sink {
+        let main = raw::main_codec(&spec.codecs);
+        match (format, main.and_then(|codec| Some((codec.payload_type, raw::clocked(codec)?)))) {
+            (Format::Pcap, _) => Sink::Capture,
+            (Format::Raw, Some((payload_type, layout))) => {
+                Sink::Timeline(Box::new(Timeline::new(index, payload_type, layout)))
+            }
+            (Format::Raw, None) => Sink::Dump(Box::new(Dump::new(index))),
+        }
+    }
+}
+
+/// What few packets touch of their stream.
+#[derive(Debug)]
+struct StreamRest {
+    reception: Reception,
+    rtcp_frame: Option<Frame>,
+    /// RTP packets that were not taken.
+    refused: u64,
     rtcp_packets: u64,
     other_packets: u64,
     dropped: u64,
-    /// Payload type that the raw file is laid out for.
-    main: Option<u8>,
     /// Payload types that cannot be mistaken for RTCP: answered, and no RTCP on their port.
     unmuxed: Option<u128>,
-    reception: Reception,
-    sink: Sink,
     to_rtp: SocketAddr,
     /// Of its file; unused in a pcap recording.
     name: String,
 }
 
-#[derive(Debug)]
-enum Sink {
-    Capture(Flows),
-    Timeline(Timeline),
-    Dump(Dump),
-}
-
-impl Stream {
-    /// Counters, kinds and the first source.
-    const WARM_LINES: usize =
-        (std::mem::offset_of!(Stream, reception) + Reception::WARM).div_ceil(CACHE_LINE);
-    /// The frame of the RTP flow.
-    const SINK_LINES: usize = size_of::<Option<Frame>>().div_ceil(CACHE_LINE);
-
-    fn new(format: Format, index: u8, spec: &StreamSpec, others: &[Stream]) -> Stream {
-        let main = raw::main_codec(&spec.codecs);
-        let layout = main.and_then(raw::clocked);
+impl StreamRest {
+    fn new(index: u8, spec: &StreamSpec, others: &[StreamRest]) -> StreamRest {
+        let layout = raw::main_codec(&spec.codecs).and_then(raw::clocked);
         let extension = layout.map_or(raw::DUMP_EXTENSION, |layout| layout.extension);
         let answered = spec.codecs.iter().fold(0, |bits, codec| bits | 1 << (codec.payload_type & 0x7f));
-        Stream {
-            name: file_name(&spec.label, index, extension, others),
-            to_rtp: spec.to_rtp,
-            unmuxed: (!spec.rtcp_mux).then_some(answered),
-            main: main.map(|codec| codec.payload_type),
+        StreamRest {
             reception: Reception::new(&spec.codecs),
-            sink: match (format, layout) {
-                (Format::Pcap, _) => Sink::Capture(Flows::default()),
-                (Format::Raw, Some(layout)) => Sink::Timeline(Timeline::new(index, layout)),
-                (Format::Raw, None) => Sink::Dump(Dump::new(index)),
-            },
-            packets: 0,
-            payload_bytes: 0,
+            rtcp_frame: None,
+            refused: 0,
             rtcp_packets: 0,
             other_packets: 0,
             dropped: 0,
+            unmuxed: (!spec.rtcp_mux).then_some(answered),
+            to_rtp: spec.to_rtp,
+            name: file_name(&spec.label, index, extension, others),
         }
     }
 
-    /// Payload types 64 to 95 with the marker look like RTCP. Where they were answered and RTCP has its own port, they are RTP.
-    fn kind(&self, bytes: &[u8], channel: Channel) -> Kind {
-        let kind = rtp::classify(bytes, channel);
-        let (Kind::Rtcp, Channel::Rtp, Some(answered)) = (kind, channel, self.unmuxed) else { return kind };
-        match rtp::view(bytes) {
-            Some(rtp) if answered & 1 << rtp.payload_type != 0 => Kind::Rtp,
-            _ => kind,
+    /// Of what looks like RTCP on the RTP port: payload types 64 to 95 with the marker do. Where they were answered and RTCP has
+    /// its own port, they are RTP.
+    fn kind(&self, bytes: &[u8]) -> Kind {
+        match (rtp::view(bytes), self.unmuxed) {
+            (Some(rtp), Some(answered)) if answered & 1 << rtp.payload_type != 0 => Kind::Rtp,
+            _ => Kind::Rtcp,
         }
     }
 
-    fn count(&mut self, kind: Kind, rtp: Option<Rtp<'_>>, outcome: Result<(), DropCause>) {
+    /// Counts all but RTP that was taken.
+    fn count(&mut self, kind: Kind, outcome: Result<(), DropCause>) {
         match kind {
             Kind::Rtcp => self.rtcp_packets += 1,
             Kind::Other => self.other_packets += 1,
-            Kind::Rtp if outcome.is_ok() => {
-                self.packets += 1;
-                self.payload_bytes += rtp.map_or(0, |rtp| rtp.payload.len() as u64);
-            }
-            Kind::Rtp => {}
+            Kind::Rtp => self.refused += 1,
         }
         if matches!(outcome, Err(DropCause::NoBlock | DropCause::BeforeStart)) {
             self.dropped += 1;
@@ -326,7 +651,7 @@ impl Stream {
 
 /// `<label>.<extension>`. A label comes from the network: what could lead out of the directory, hide the file or trouble a shell
 /// becomes `_`, and the index makes it unique.
-fn file_name(label: &str, index: u8, extension: &str, others: &[Stream]) -> String {
+fn file_name(label: &str, index: u8, extension: &str, others: &[StreamRest]) -> String {
     let safe = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let mut stem: String =
         label.chars().take(LABEL_IN_NAME_MAX).map(|c| if safe(c) { c } else { '_' }).collect();
@@ -341,94 +666,24 @@ fn file_name(label: &str, index: u8, extension: &str, others: &[Stream]) -> Stri
     name
 }
 
-/// The frames of a stream's two ports, built for the source that sent last.
+/// The TCP connections of the dialog.
 #[derive(Debug, Default)]
-struct Flows {
-    rtp: Option<Frame>,
-    rtcp: Option<Frame>,
-}
-
-impl Flows {
-    fn of(&mut self, channel: Channel, packet: &Packet<'_>) -> &mut Frame {
-        let frame = match channel {
-            Channel::Rtp => &mut self.rtp,
-            Channel::Rtcp => &mut self.rtcp,
-        };
-        if frame.as_ref().is_some_and(|frame| !frame.is_of(packet.from, packet.to)) {
-            *frame = None;
-        }
-        frame.get_or_insert_with(|| Frame::udp(packet.from, packet.to))
-    }
-}
-
-/// The pcap: whole records only in each block, so that a lost block loses its records and nothing else.
-#[derive(Debug)]
-struct Capture {
-    stage: Stage,
-    conversations: [Option<Tcp>; TCP_CONVERSATIONS],
+struct Conversations {
+    known: [Option<Tcp>; TCP_CONVERSATIONS],
     /// Which of them makes room for the next.
     oldest: usize,
 }
 
-impl Capture {
-    fn new() -> Capture {
-        Capture { stage: Stage::new(0), conversations: [const { None }; TCP_CONVERSATIONS], oldest: 0 }
-    }
-
-    fn udp_message<B: Blocks>(
-        &mut self,
-        signal: &Signal<'_>,
-        exits: &mut Exits<'_, B>,
-    ) -> Result<(), DropCause> {
-        let (from, to) =
-            if signal.received { (signal.peer, signal.local) } else { (signal.local, signal.peer) };
-        self.record(&mut Frame::udp(from, to), signal.bytes, no_media(signal), exits)
-    }
-
-    fn record<B: Blocks>(
-        &mut self,
-        frame: &mut Frame,
-        payload: &[u8],
-        load: Load,
-        exits: &mut Exits<'_, B>,
-    ) -> Result<(), DropCause> {
-        let room = self.stage.room(frame.record_len(payload.len()), exits)?;
-        let written = frame.write(room, load.at, payload);
-        self.stage.commit(self.stage.len() + written, load);
-        Ok(())
-    }
-
-    fn tcp_message<B: Blocks>(
-        &mut self,
-        signal: &Signal<'_>,
-        exits: &mut Exits<'_, B>,
-    ) -> Result<(), DropCause> {
-        let conversation = self.conversation(signal);
-        let mut outcome = Ok(());
-        for segment in signal.bytes.chunks(Tcp::SEGMENT_MAX) {
-            let room = self.stage.room(Tcp::OVERHEAD + segment.len(), exits);
-            let room = room.unwrap_or_else(|cause| {
-                outcome = Err(cause);
-                &mut []
-            });
-            let Some(tcp) = &mut self.conversations[conversation] else { continue };
-            let written = tcp.write(room, signal.at, signal.received, segment);
-            if written > 0 {
-                self.stage.commit(self.stage.len() + written, no_media(signal));
-            }
-        }
-        outcome
-    }
-
-    fn conversation(&mut self, signal: &Signal<'_>) -> usize {
+impl Conversations {
+    fn of(&mut self, signal: &Signal<'_>) -> &mut Tcp {
         let of = |tcp: &Option<Tcp>| tcp.as_ref().is_some_and(|tcp| tcp.is_of(signal.local, signal.peer));
-        if let Some(known) = self.conversations.iter().position(of) {
-            return known;
-        }
-        let index = self.oldest;
-        self.oldest = (index + 1) % TCP_CONVERSATIONS;
-        self.conversations[index] = Some(Tcp::new(signal.local, signal.peer));
-        index
+        let index = self.known.iter().position(of).unwrap_or_else(|| {
+            let index = self.oldest;
+            self.oldest = (index + 1) % TCP_CONVERSATIONS;
+            self.known[index] = None;
+            index
+        });
+        self.known[index].get_or_insert_with(|| Tcp::new(signal.local, signal.peer))
     }
 }
 
@@ -465,7 +720,10 @@ impl Dump {
         }
         let length = packet.bytes.len();
         let wanted = raw::DUMP_PACKET_HEADER + length.min(raw::DUMP_PACKET_MAX);
-        let room = self.stage.room(wanted, exits)?;
+        if self.stage.is_full_for(wanted) {
+            self.send_off(exits.writes);
+        }
+        let room = self.stage.room(exits.blocks)?;
         let (header, room) = room.split_at_mut(raw::DUMP_PACKET_HEADER);
         let kept = length.min(raw::DUMP_PACKET_MAX).min(room.len());
         let since = Duration::from_nanos(packet.at.0.saturating_sub(self.start.0));
@@ -474,12 +732,18 @@ impl Dump {
         self.stage.commit(self.stage.len() + raw::DUMP_PACKET_HEADER + kept, load);
         Ok(())
     }
+
+    fn send_off(&mut self, writes: &mut Vec<Write>) {
+        let packets = Shares::of(self.stage.file(), self.stage.packets());
+        self.stage.send_off(Place::Append, packets, writes);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::media::{Block, Data};
+    use crate::proto::pcap::frame_record_len;
     use crate::proto::pcap::reading::{datagram, records};
     use proptest::prelude::*;
     use std::time::Duration;
@@ -515,6 +779,8 @@ mod tests {
         files: Vec<Vec<u8>>,
         /// `packets` of the writes so far.
         written: u64,
+        /// `bytes` of them.
+        bytes: u64,
         fills: u64,
     }
 
@@ -525,13 +791,14 @@ mod tests {
                 assert_eq!(usize::from(recording.add_stream(spec(&index.to_string(), codecs))), index);
             }
             let count = recording.files() as u8;
-            let files = (0..count).map(|file| recording.file_header(file, Wall(START))).collect();
+            let files = (0..count).map(|file| recording.file_header(file, Wall(START), &[])).collect();
             Bench {
                 recording,
                 pool: Pool { left: 1_000, free: vec![] },
                 writes: vec![],
                 files,
                 written: 0,
+                bytes: 0,
                 fills: 0,
             }
         }
@@ -582,6 +849,7 @@ mod tests {
                 file.resize(file.len().max(start + data.len()), 0);
                 file[start..start + data.len()].copy_from_slice(&data);
                 self.written += write.packets.total();
+                self.bytes += write.bytes;
             }
         }
 
@@ -673,7 +941,7 @@ mod tests {
         assert_eq!((report.rtcp_packets, report.other_packets, report.duplicate), (30, 60, 29));
         assert_eq!((report.ssrcs.len(), report.file.as_deref()), (1, Some("call.pcap")));
         let bytes = 60 * (172 + 8 + 20);
-        assert_eq!(bench.recording.totals(), (240, bytes, Some(Wall(START + 59))));
+        assert_eq!((bench.written, bench.bytes), (240, bytes));
     }
 
     #[test]
@@ -727,7 +995,7 @@ mod tests {
             (BLOCK, 42 + 9_000),
             "cut to the block, and it shows"
         );
-        assert_eq!((bench.written, bench.recording.totals()), (0, (0, 0, None)));
+        assert_eq!((bench.written, bench.bytes), (0, 0));
     }
 
     #[test]
@@ -761,6 +1029,111 @@ mod tests {
         }
         assert_eq!(writes.len(), 8);
         assert!(received == message && sent == message);
+    }
+
+    // ---- pcap, frames from the wire ----
+
+    /// The frame of a datagram as a switch port with VLANs delivers it.
+    fn tagged(payload: &[u8]) -> Vec<u8> {
+        let builder = etherparse::PacketBuilder::ethernet2([2, 0, 0, 0, 0, 7], [2, 0, 0, 0, 0, 8])
+            .single_vlan(42.try_into().unwrap())
+            .ipv4([192, 0, 2, 1], [192, 0, 2, 2], 57)
+            .udp(40_000, 20_000);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, payload).unwrap();
+        frame
+    }
+
+    impl Bench {
+        fn send_frame(&mut self, at: u64, frame: &[u8], payload: usize) -> Result<(), DropCause> {
+            let (from, to, bytes) = (address(1, 40_000), address(2, 20_000), &frame[frame.len() - payload..]);
+            let packet = Packet { at: Wall(at), from, to, bytes, frame: Some(frame) };
+            self.recording.packet(0, Channel::Rtp, &packet, &mut self.pool, &mut self.writes)
+        }
+    }
+
+    #[test]
+    fn frames_from_the_wire_and_built_ones_share_a_file() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu(), &pcmu()]);
+        let mut expected = Vec::new();
+        for n in 0..200u16 {
+            let bytes = rtp(0, 7, n, u32::from(n) * 160, &[n as u8; 160]);
+            let at = START + u64::from(n) * 20 * MS;
+            if n % 3 == 0 {
+                assert_eq!(bench.send(0, Channel::Rtp, at, &bytes), Ok(()));
+                expected.push((Wall(at), None, bytes));
+            } else {
+                let frame = tagged(&bytes);
+                assert_eq!(frame.len(), 14 + 4 + 28 + 172);
+                assert_eq!(bench.send_frame(at, &frame, 172), Ok(()));
+                expected.push((Wall(at), Some(frame), bytes));
+            }
+        }
+        for write in &bench.writes {
+            let Data::Block { block, len } = &write.data else { panic!("a pcap has no silence") };
+            let whole = records(&block[..*len]);
+            assert_eq!(whole.len(), write.packets.total() as usize, "what is too long for the rest goes on");
+            assert!(len + frame_record_len(218) > BLOCK, "and no block leaves before that");
+        }
+        bench.flush();
+        let read = records(&bench.files[0][24..]);
+        assert_eq!(read.len(), expected.len());
+        for (record, (at, frame, payload)) in read.iter().zip(expected) {
+            assert_eq!((record.at, record.wire), (at, record.frame.len()));
+            match frame {
+                Some(frame) => assert_eq!(record.frame, frame, "byte for byte"),
+                None => assert_eq!(datagram(record.frame).2, payload),
+            }
+        }
+        let report = bench.recording.report(0);
+        assert_eq!((report.packets, report.bytes, report.lost), (200, 200 * 160, 0));
+        assert_eq!((bench.written, bench.bytes), (200, 200 * 172));
+    }
+
+    #[test]
+    fn a_frame_longer_than_a_block_is_cut_and_shows_it() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu()]);
+        let frame = tagged(&rtp(0, 7, 1, 0, &[1; 8_000]));
+        assert_eq!(bench.send_frame(START, &tagged(&rtp(0, 7, 0, 0, &[1; 160])), 172), Ok(()));
+        assert_eq!(bench.send_frame(START, &frame, 8_012), Ok(()));
+        assert_eq!(bench.writes.len(), 1, "a block of its own");
+        bench.flush();
+        let read = &records(&bench.files[0][24..])[1];
+        assert_eq!((read.frame, read.wire), (&frame[..BLOCK - 16], frame.len()));
+    }
+
+    #[test]
+    fn streams_that_are_not_there_take_nothing() {
+        for format in [Format::Pcap, Format::Raw] {
+            let (one, three) = (pcmu(), [pcmu(), pcmu(), pcmu()]);
+            for (count, mut bench) in [
+                (1u8, Bench::new(format, &[&one])),
+                (3, Bench::new(format, &[&three[0], &three[1], &three[2]])),
+            ] {
+                for stream in count..20 {
+                    for bytes in [&REPORT[..], &STUN, &rtp(0, 7, 1, 0, &[1; 160])] {
+                        assert_eq!(bench.send(stream, Channel::Rtp, START, bytes), Err(DropCause::NoSession));
+                    }
+                    assert_eq!(bench.recording.report(stream).packets, 0);
+                    assert!(bench.recording.part(stream).is_none());
+                }
+                assert_eq!(bench.recording.staged_since(), None);
+                // One that is taken back leaves its index to the next.
+                bench.recording.forget_streams(0);
+                assert_eq!(bench.send(0, Channel::Rtp, START, &STUN), Err(DropCause::NoSession));
+                assert_eq!(bench.recording.add_stream(spec("x", &one)), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn raw_files_know_no_frames() {
+        let mut bench = Bench::new(Format::Raw, &[&pcmu()]);
+        for n in 0..3u8 {
+            let bytes = rtp(0, 7, n.into(), u32::from(n) * 160, &[n; 160]);
+            assert_eq!(bench.send_frame(START + u64::from(n) * 20 * MS, &tagged(&bytes), 172), Ok(()));
+        }
+        assert_eq!(bench.runs(0), [(0, 160), (1, 160), (2, 160)]);
     }
 
     // ---- raw, on the media clock ----
@@ -948,10 +1321,21 @@ mod tests {
         marked[1] |= 0x80;
         for (rtcp_mux, kind) in [(false, Kind::Rtp), (true, Kind::Rtcp)] {
             let spec = StreamSpec { rtcp_mux, ..spec("1", &codecs) };
-            let stream = Stream::new(Format::Pcap, 0, &spec, &[]);
-            assert_eq!(stream.kind(&marked, Channel::Rtp), kind);
-            assert_eq!(stream.kind(&marked, Channel::Rtcp), Kind::Rtcp);
-            assert_eq!(stream.kind(&REPORT, Channel::Rtp), Kind::Rtcp, "not answered");
+            let stream = StreamRest::new(0, &spec, &[]);
+            assert_eq!(rtp::classify(&marked, Channel::Rtp), Kind::Rtcp);
+            assert_eq!(stream.kind(&marked), kind);
+            assert_eq!(stream.kind(&REPORT), Kind::Rtcp, "not answered");
+            let mut recording = Recording::new(Format::Pcap);
+            recording.add_stream(spec);
+            let mut pool = Pool { left: 1, free: vec![] };
+            for channel in [Channel::Rtp, Channel::Rtcp] {
+                let (from, to) = (address(1, 40_000), address(2, 20_000));
+                let packet = Packet { at: Wall(START), from, to, bytes: &marked, frame: None };
+                recording.packet(0, channel, &packet, &mut pool, &mut vec![]).unwrap();
+            }
+            let expected = if kind == Kind::Rtp { (1, 1) } else { (0, 2) };
+            let report = recording.report(0);
+            assert_eq!((report.packets, report.rtcp_packets), expected);
         }
     }
 
@@ -964,12 +1348,9 @@ mod tests {
             assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Ok(()));
             bench.recording.flush(&mut bench.writes);
             let write = bench.writes.pop().unwrap();
-            bench.recording.dropped(&write.packets, write.bytes);
+            assert_eq!((write.packets.total(), write.bytes), (1, bytes.len() as u64));
+            bench.recording.dropped(&write.packets);
             assert_eq!((bench.recording.report(0).dropped, bench.recording.report(1).dropped), (1, 0));
-            let (packets, bytes, _) = bench.recording.totals();
-            assert_eq!((packets, bytes), (0, 0));
-            bench.recording.dropped(&write.packets, u64::MAX);
-            assert_eq!(bench.recording.totals().0, 0);
         }
     }
 
@@ -986,6 +1367,66 @@ mod tests {
             bench.pool.left = 1;
             assert_eq!(bench.send(0, Channel::Rtp, START, &bytes), Ok(()), "as soon as there is one");
         }
+    }
+
+    #[test]
+    fn what_a_packet_touches_lies_together() {
+        assert!(size_of::<Recording>() <= 448);
+        let call = size_of::<Recording>() + size_of::<Rest>() + NEAR * size_of::<StreamRest>();
+        assert!(call <= 4_096, "{call}");
+        let codecs = pcmu();
+        let mut bench = Bench::new(Format::Pcap, &[&codecs, &codecs, &codecs]);
+        let start = (&raw const bench.recording).addr();
+        for (stream, line) in [(0, start + 64), (1, start + 256), (2, 0)] {
+            assert_eq!(bench.recording.touched(stream).map(|(at, _)| at.addr()), [start, line]);
+        }
+        assert_eq!(bench.recording.touched_then(0)[1].1, 0, "no block");
+        for (stream, framed) in [(0, false), (2, false), (0, true)] {
+            let bytes = rtp(0, 7, 1, 0, &[1; 160]);
+            if framed {
+                assert_eq!(bench.send_frame(START, &tagged(&bytes), 172), Ok(()));
+            } else {
+                assert_eq!(bench.send(stream, Channel::Rtp, START, &bytes), Ok(()));
+            }
+            let [headers, place] = bench.recording.touched_then(stream);
+            assert_eq!(headers.1, usize::from(!framed), "headers only where they are built");
+            let room = bench.recording.stage.len() + bench.recording.stage.block().unwrap().as_ptr().addr();
+            assert!(place.0.addr() == room && (4..=5).contains(&place.1));
+        }
+    }
+
+    /// What two reactors saw, in one report.
+    fn together(a: &mut Bench, b: &Bench) -> StreamReport {
+        let part = b.recording.part(0).unwrap();
+        a.recording.absorb(0, &part);
+        a.recording.report(0)
+    }
+
+    #[test]
+    fn parts_of_a_stream_make_one_report() {
+        let codecs = pcmu();
+        let mut benches = [(); 3].map(|()| Bench::new(Format::Pcap, &[&codecs]));
+        for n in 0..600u64 {
+            // Every 50th is lost; each run of ten has its reactor; the third sees all.
+            let bytes = rtp(0, 7, (n as u16).wrapping_add(65_300), n as u32 * 160, &[1; 160]);
+            let at = START + n * 20 * MS;
+            for index in [usize::from(n / 10 % 2 == 1), 2] {
+                if n % 50 != 7 {
+                    assert_eq!(benches[index].send(0, Channel::Rtp, at, &bytes), Ok(()));
+                }
+                if n % 100 == 0 {
+                    assert_eq!(benches[index].send(0, Channel::Rtcp, at, &REPORT), Ok(()));
+                }
+            }
+        }
+        let [a, b, whole] = &mut benches;
+        assert_eq!(b.send(0, Channel::Rtp, START, &rtp(0, 8, 1, 0, &[1; 160])), Ok(()));
+        assert_eq!(b.send(0, Channel::Rtp, START, &STUN), Ok(()));
+        let (one, all) = (together(a, b), whole.recording.report(0));
+        assert_eq!((one.packets, one.bytes, one.lost), (all.packets + 1, all.bytes + 160, 12));
+        assert_eq!((one.rtcp_packets, one.other_packets), (all.rtcp_packets, 1));
+        assert_eq!((one.first_packet, one.last_packet), (all.first_packet, all.last_packet));
+        assert_eq!((&one.ssrcs[0], one.ssrcs.len()), (&all.ssrcs[0], 2), "and the one that only one saw");
     }
 
     #[derive(Clone, Debug)]
@@ -1097,16 +1538,14 @@ mod tests {
         fn every_packet_is_in_one_write_or_one_error(steps in prop::collection::vec(step(), 0..300)) {
             let (bench, given, refused, signals, _) = run(Format::Pcap, &steps);
             prop_assert_eq!(given, bench.written + refused);
-            prop_assert_eq!(bench.recording.totals().0, bench.written);
             // A message over TCP of which a part found no block leaves the other part.
             let messages_at_least = records(&bench.files[0][24..]).len() as u64 - bench.written;
             prop_assert!(messages_at_least >= signals);
 
             let (bench, given, refused, _, elapsed) = run(Format::Raw, &steps);
             prop_assert_eq!(given, bench.written + refused);
-            prop_assert_eq!(bench.recording.totals().0, bench.written);
             // Whatever timestamps say: silence is bounded by arrival, and the rest is what was sent.
-            let (_, sent, _) = bench.recording.totals();
+            let sent = bench.bytes;
             let clocked = (elapsed.as_millis() as u64 + 2_000) * (8 + 32);
             let size = (bench.files[0].len() + bench.files[1].len()) as u64;
             prop_assert!(size <= clocked + sent, "{} > {} + {}", size, clocked, sent);

@@ -7,15 +7,68 @@ use crate::proto::raw;
 use crate::proto::rtp::Rtp;
 use crate::proto::sdp::Codec;
 
+/// The source of a stream's last packet, as far as its next packet in order changes it: of all that is known of a stream, what
+/// the usual packet touches. [`Reception`] catches up when something else comes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Track {
+    last: Wall,
+    jitter: Jitter,
+    ssrc: u32,
+    /// Packets in order that the reception has not been told of.
+    ahead: u32,
+    /// Sequence number of the next packet in order.
+    expected: u16,
+    /// Of the next packet in order; [`Track::NONE`] where no packet is that.
+    payload_type: u8,
+    /// Index of the source.
+    source: u8,
+}
+
+impl Track {
+    /// No payload type has eight bits.
+    const NONE: u8 = 0xff;
+
+    /// Before the first packet.
+    pub const NEW: Track = Track {
+        last: Wall(0),
+        jitter: Jitter { clock_rate: 0, transit: 0, scaled: 0 },
+        ssrc: 0,
+        ahead: 0,
+        expected: 0,
+        payload_type: Track::NONE,
+        source: 0,
+    };
+
+    /// Counts a packet that is the next in order of this source. `false`: it is not, and it is [`Reception::receive`]'s to count.
+    #[inline]
+    pub fn follow(&mut self, at: Wall, rtp: &Rtp<'_>) -> bool {
+        let usual = rtp.sequence == self.expected
+            && rtp.ssrc == self.ssrc
+            && rtp.payload_type == self.payload_type
+            && at >= self.last
+            && self.ahead < u32::MAX;
+        if usual {
+            self.ahead += 1;
+            self.expected = self.expected.wrapping_add(1);
+            self.last = at;
+            if self.jitter.clock_rate > 0 {
+                self.jitter.receive(at, rtp.timestamp, self.jitter.clock_rate);
+            }
+        }
+        usual
+    }
+
+    /// Index of the source of the last packet.
+    pub fn source(&self) -> usize {
+        usize::from(self.source)
+    }
+}
+
 /// The sources of one stream. Of fixed size: no packet makes it grow.
 #[derive(Debug)]
-#[repr(C)]
 pub struct Reception {
     used: usize,
-    /// The source of the last packet: looked at first.
-    latest: usize,
-    /// Payload type and clock rate of the last packet: looked at first.
-    rate: (u8, u32),
     /// Clock rates of the payload types that were answered; 0 where packets do not follow the media clock.
     rates: Vec<(u8, u32)>,
     sources: [Source; SSRCS_PER_STREAM],
@@ -24,6 +77,7 @@ pub struct Reception {
 /// Sums over the sources.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Sums {
+    pub packets: u64,
     pub lost: u64,
     pub out_of_order: u64,
     pub duplicate: u64,
@@ -34,61 +88,82 @@ pub struct Sums {
 }
 
 impl Reception {
-    /// Bytes from the beginning to the end of the first source.
-    pub const WARM: usize = std::mem::offset_of!(Reception, sources) + size_of::<Source>();
-
     pub fn new(codecs: &[Codec]) -> Reception {
         let rate = |codec: &Codec| if raw::is_event(codec) { 0 } else { codec.clock_rate };
         Reception {
             rates: codecs.iter().map(|codec| (codec.payload_type, rate(codec))).collect(),
             sources: [Source::default(); SSRCS_PER_STREAM],
             used: 0,
-            latest: 0,
-            rate: (0, codecs.iter().find(|codec| codec.payload_type == 0).map_or(0, rate)),
         }
     }
 
-    /// Counts one packet. The index of its source, below [`SSRCS_PER_STREAM`]; sources beyond that share the last.
-    pub fn receive(&mut self, at: Wall, rtp: &Rtp<'_>) -> usize {
+    /// Counts one packet that the track could not follow, and sets the track on its source. That source's index, below
+    /// [`SSRCS_PER_STREAM`]; sources beyond that share the last.
+    #[cold]
+    pub fn receive(&mut self, track: &mut Track, at: Wall, rtp: &Rtp<'_>) -> usize {
+        self.catch_up(track);
         let rate = self.clock_rate(rtp.payload_type);
-        self.latest = self.source(rtp.ssrc);
-        let source = &mut self.sources[self.latest];
+        let index = self.source(rtp.ssrc);
+        let source = &mut self.sources[index];
         if source.packets == 0 {
             *source = Source::new(at, rtp);
         }
         source.receive(at, rtp, rate);
-        self.latest
+        *track = source.track(index);
+        index
     }
 
-    pub fn sums(&self) -> Sums {
-        let sources = &self.sources[..self.used];
-        Sums {
-            lost: sources.iter().map(Source::lost).sum(),
-            out_of_order: sources.iter().map(|source| source.out_of_order).sum(),
-            duplicate: sources.iter().map(|source| source.duplicate).sum(),
-            jitter_ms: sources.iter().map(Source::jitter_ms).fold(0.0, f64::max),
-            first: sources.iter().map(|source| source.first).min(),
-            last: sources.iter().map(|source| source.last).max(),
+    /// What a reactor has seen of the stream, for the one that reports.
+    pub fn part(&self, track: &Track) -> Vec<Source> {
+        self.caught_up(track).collect()
+    }
+
+    /// Adds what another reactor has seen of the same stream.
+    pub fn absorb(&mut self, track: &mut Track, part: &[Source]) {
+        self.catch_up(track);
+        for other in part {
+            let index = self.source(other.ssrc);
+            let source = &mut self.sources[index];
+            if source.packets == 0 { *source = *other } else { source.absorb(other) }
         }
+        *track = Track::NEW;
+    }
+
+    pub fn sums(&self, track: &Track) -> Sums {
+        let mut sums = Sums::default();
+        for source in self.caught_up(track) {
+            sums.packets += source.packets;
+            sums.lost += source.lost();
+            sums.out_of_order += source.out_of_order;
+            sums.duplicate += source.duplicate;
+            sums.jitter_ms = sums.jitter_ms.max(source.jitter.millis());
+            sums.first = Some(sums.first.map_or(source.first, |first| first.min(source.first)));
+            sums.last = sums.last.max(Some(source.last));
+        }
+        sums
     }
 
     /// In order of appearance.
-    pub fn ssrcs(&self) -> Vec<Ssrc> {
-        self.sources[..self.used].iter().map(Source::report).collect()
+    pub fn ssrcs(&self, track: &Track) -> Vec<Ssrc> {
+        self.caught_up(track).map(|source| source.report()).collect()
     }
 
-    fn clock_rate(&mut self, payload_type: u8) -> u32 {
-        if self.rate.0 != payload_type {
-            let known = self.rates.iter().find(|(known, _)| *known == payload_type);
-            self.rate = *known.unwrap_or(&(payload_type, 0));
-        }
-        self.rate.1
+    fn catch_up(&mut self, track: &mut Track) {
+        self.sources[track.source()].catch_up(track);
+        track.ahead = 0;
+    }
+
+    fn caught_up(&self, track: &Track) -> impl Iterator<Item = Source> {
+        let mut sources = self.sources;
+        sources[track.source()].catch_up(track);
+        sources.into_iter().take(self.used)
+    }
+
+    fn clock_rate(&self, payload_type: u8) -> u32 {
+        self.rates.iter().find(|(known, _)| *known == payload_type).map_or(0, |&(_, rate)| rate)
     }
 
     fn source(&mut self, ssrc: u32) -> usize {
-        if self.used > 0 && self.sources[self.latest].ssrc == ssrc {
-            return self.latest;
-        }
         if let Some(known) = self.sources[..self.used].iter().position(|source| source.ssrc == ssrc) {
             return known;
         }
@@ -99,7 +174,7 @@ impl Reception {
 
 /// One SSRC. Sequence numbers are extended by their cycles (RFC 3550 A.1).
 #[derive(Clone, Copy, Debug, Default)]
-struct Source {
+pub struct Source {
     ssrc: u32,
     payload_type: u8,
     packets: u64,
@@ -124,6 +199,76 @@ impl Source {
             run: Run::new(rtp.sequence),
             ..Source::default()
         }
+    }
+
+    fn track(&self, index: usize) -> Track {
+        // While a restart may be under way, the next packet in order is more than that.
+        let payload_type = if self.restart.is_none() { self.payload_type } else { Track::NONE };
+        Track {
+            last: self.last,
+            jitter: self.jitter,
+            ssrc: self.ssrc,
+            ahead: 0,
+            expected: (self.run.highest as u16).wrapping_add(1),
+            payload_type,
+            source: index as u8,
+        }
+    }
+
+    fn catch_up(&mut self, track: &Track) {
+        if track.ahead > 0 {
+            self.packets += u64::from(track.ahead);
+            self.last = track.last;
+            self.jitter = track.jitter;
+            self.run.go_on(track.ahead);
+        }
+    }
+
+    /// The same source as another reactor saw it; or one too many, of which only the packets are counted.
+    fn absorb(&mut self, other: &Source) {
+        if other.ssrc == self.ssrc {
+            self.absorb_run(other);
+            self.out_of_order += other.out_of_order;
+            self.duplicate += other.duplicate;
+            if other.last > self.last {
+                self.payload_type = other.payload_type;
+            }
+            if other.jitter.millis() > self.jitter.millis() {
+                self.jitter = other.jitter;
+            }
+        }
+        self.packets += other.packets;
+        self.first = self.first.min(other.first);
+        self.last = self.last.max(other.last);
+    }
+
+    /// Cycles are counted by each reactor from its own first packet on: they are aligned where the two came closest in time.
+    fn absorb_run(&mut self, other: &Source) {
+        self.lost_before += other.lost_before;
+        let (mine, theirs) = (self.ends(), other.ends());
+        let pairs = mine.iter().flat_map(|mine| theirs.iter().map(move |theirs| (mine, theirs)));
+        let closest = pairs.min_by_key(|(mine, theirs)| mine.0.0.abs_diff(theirs.0.0));
+        let ahead = closest.map_or(0, |(mine, theirs)| theirs.1.cast_signed() - mine.1.cast_signed());
+        let cycles = (ahead + (1 << 15)).div_euclid(1 << 16);
+        let mut run = other.run;
+        // Up only: below the lowest there may be no room.
+        if cycles > 0 {
+            self.run.shift(cycles.unsigned_abs())
+        } else {
+            run.shift(cycles.unsigned_abs())
+        }
+        if self.run.gap(&run) < u64::from(SEQ_DROPOUT_MAX) {
+            self.run.absorb(&run);
+            return;
+        }
+        // It restarted between the reactors.
+        let earlier = if other.last > self.last { std::mem::replace(&mut self.run, run) } else { run };
+        self.lost_before += earlier.lost();
+    }
+
+    /// When the first and the last packet came, and their extended sequence numbers.
+    fn ends(&self) -> [(Wall, u64); 2] {
+        [(self.first, self.run.lowest), (self.last, self.run.highest)]
     }
 
     fn receive(&mut self, at: Wall, rtp: &Rtp<'_>, clock_rate: u32) {
@@ -163,10 +308,6 @@ impl Source {
         self.lost_before + self.run.lost()
     }
 
-    fn jitter_ms(&self) -> f64 {
-        self.jitter.millis()
-    }
-
     fn report(&self) -> Ssrc {
         Ssrc {
             ssrc: format!("0x{:08x}", self.ssrc),
@@ -175,7 +316,7 @@ impl Source {
             lost: self.lost(),
             out_of_order: self.out_of_order,
             duplicate: self.duplicate,
-            jitter_ms: self.jitter_ms(),
+            jitter_ms: self.jitter.millis(),
             first_packet: self.first,
             last_packet: self.last,
         }
@@ -237,6 +378,38 @@ impl Run {
         Seen::Late
     }
 
+    /// `packets` more in order.
+    fn go_on(&mut self, packets: u32) {
+        self.highest += u64::from(packets);
+        self.distinct += u64::from(packets);
+        self.window = match 1u128.checked_shl(packets) {
+            Some(next) => self.window << packets | (next - 1),
+            None => u128::MAX,
+        };
+    }
+
+    fn shift(&mut self, cycles: u64) {
+        self.lowest += cycles << 16;
+        self.highest += cycles << 16;
+    }
+
+    /// Sequence numbers between the two.
+    fn gap(&self, other: &Run) -> u64 {
+        self.lowest.max(other.lowest).saturating_sub(self.highest.min(other.highest))
+    }
+
+    /// Another part of the same run.
+    fn absorb(&mut self, other: &Run) {
+        let (newer, older) = if self.highest > other.highest { (*self, other) } else { (*other, &*self) };
+        let behind = u32::try_from(newer.highest - older.highest).unwrap_or(u32::MAX);
+        *self = Run {
+            lowest: self.lowest.min(other.lowest),
+            highest: newer.highest,
+            window: newer.window | older.window.checked_shl(behind).unwrap_or(0),
+            distinct: self.distinct + other.distinct,
+        };
+    }
+
     fn lost(&self) -> u64 {
         (self.highest - self.lowest + 1).saturating_sub(self.distinct)
     }
@@ -244,6 +417,7 @@ impl Run {
 
 /// Interarrival jitter, RFC 3550 A.8, in sixteenths of a clock tick.
 #[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
 struct Jitter {
     clock_rate: u32,
     /// Arrival less timestamp of the last packet, in ticks, modulo 2³².
@@ -307,8 +481,29 @@ mod tests {
         Rtp { sequence, timestamp, ssrc, payload_type: 0, marker: false, payload: &[0; 160] }
     }
 
+    /// A stream: packets in order by its track, all others by its reception.
+    struct Stream(Track, Reception);
+
+    impl Stream {
+        fn new() -> Stream {
+            Stream(Track::NEW, Reception::new(&pcmu()))
+        }
+
+        fn receive(&mut self, at: Wall, rtp: &Rtp<'_>) -> usize {
+            if self.0.follow(at, rtp) { self.0.source() } else { self.1.receive(&mut self.0, at, rtp) }
+        }
+
+        fn sums(&self) -> Sums {
+            self.1.sums(&self.0)
+        }
+
+        fn ssrcs(&self) -> Vec<Ssrc> {
+            self.1.ssrcs(&self.0)
+        }
+    }
+
     fn follow(sequences: impl IntoIterator<Item = u16>) -> Sums {
-        let mut reception = Reception::new(&pcmu());
+        let mut reception = Stream::new();
         for sequence in sequences {
             reception.receive(Wall(START), &rtp(7, sequence, 0));
         }
@@ -345,7 +540,7 @@ mod tests {
 
     #[test]
     fn sources_are_told_apart_up_to_the_limit() {
-        let mut reception = Reception::new(&pcmu());
+        let mut reception = Stream::new();
         for ssrc in 0..12 {
             for n in 0..3 {
                 let index = reception.receive(Wall(START + n), &rtp(ssrc, n as u16 * 2, 0));
@@ -363,7 +558,7 @@ mod tests {
 
     #[test]
     fn events_and_holds_are_no_jitter() {
-        let mut reception = Reception::new(&pcmu());
+        let mut reception = Stream::new();
         for n in 0..50u32 {
             let at = Wall(START + u64::from(n) * 20 * MS);
             let event = Rtp { payload_type: 101, ..rtp(7, n as u16, 1_000) };
@@ -377,7 +572,7 @@ mod tests {
 
     #[test]
     fn an_alternating_transit_converges_to_its_distance() {
-        let mut reception = Reception::new(&pcmu());
+        let mut reception = Stream::new();
         for n in 0..1_000u32 {
             let late = if n % 2 == 0 { 0 } else { 4 * MS };
             reception.receive(Wall(START + u64::from(n) * 20 * MS + late), &rtp(7, n as u16, n * 160));
@@ -385,11 +580,102 @@ mod tests {
         assert!((reception.sums().jitter_ms - 4.0).abs() < 0.1, "{}", reception.sums().jitter_ms);
     }
 
+    /// `sequences` from `second` on, one each 20 ms.
+    fn seen(second: u64, sequences: impl IntoIterator<Item = u32>) -> Stream {
+        let mut stream = Stream::new();
+        for (n, sequence) in sequences.into_iter().enumerate() {
+            let at = Wall(START + second * 1_000 * MS + n as u64 * 20 * MS);
+            stream.receive(at, &rtp(7, sequence as u16, 0));
+        }
+        stream
+    }
+
+    fn together(mut one: Stream, other: &Stream) -> Sums {
+        let part = other.1.part(&other.0);
+        one.1.absorb(&mut one.0, &part);
+        one.sums()
+    }
+
+    #[test]
+    fn parts_are_aligned_where_they_met() {
+        let many = 300_000;
+        let figures = |sums: Sums| (sums.packets, counts(sums));
+        for (before, after, expected) in [
+            // The stream moved; each counted cycles from its own first packet on.
+            (seen(0, 0..10), seen(1, 10..many), (300_000, (0, 0, 0))),
+            (seen(0, 0..10), seen(1, 13..many), (299_997, (3, 0, 0))),
+            (seen(0, 0..many), seen(6_000, many..many + 10), (300_010, (0, 0, 0))),
+            // Both saw every other packet; one was lost on the way to each.
+            (
+                seen(0, (0..1_000).filter(|n| n % 2 == 0 && *n != 500)),
+                seen(0, (0..1_000).filter(|n| n % 2 == 1 && *n != 501)),
+                (998, (2, 0, 0)),
+            ),
+            // It restarted when it moved: nothing was lost between.
+            (seen(0, [1, 2, 4]), seen(1, [40_000, 40_002]), (5, (2, 0, 0))),
+            // Late and double ones are known to whom they came.
+            (seen(0, [1, 3, 2, 2]), seen(1, [4, 5, 5]), (7, (0, 1, 2))),
+            (seen(0, []), seen(1, [4, 6]), (2, (1, 0, 0))),
+        ] {
+            assert_eq!(figures(together(seen(0, []), &before)), figures(before.sums()));
+            let part = (after.0, after.1.part(&after.0));
+            assert_eq!(figures(together(after, &before)), expected);
+            let mut before = before;
+            before.1.absorb(&mut before.0, &part.1);
+            assert_eq!(figures(before.sums()), expected, "the other way round");
+        }
+    }
+
+    #[test]
+    fn a_stream_goes_on_after_it_was_put_together() {
+        let (mut one, other) = (seen(0, 0..10), seen(1, 10..20));
+        one.1.absorb(&mut one.0, &other.1.part(&other.0));
+        for sequence in [20, 21, 15, 23] {
+            one.receive(Wall(START + 2_000 * MS), &rtp(7, sequence, 0));
+        }
+        assert_eq!((one.sums().packets, counts(one.sums())), (24, (1, 0, 1)), "15 has come to the other");
+    }
+
+    #[test]
+    fn sources_of_parts_are_told_apart_up_to_the_limit() {
+        let [mut one, mut other] = [Stream::new(), Stream::new()];
+        for ssrc in 0..6 {
+            one.receive(Wall(START), &rtp(ssrc, 1, 0));
+            other.receive(Wall(START + 1), &rtp(ssrc + 3, 2, 0));
+        }
+        one.1.absorb(&mut one.0, &other.1.part(&other.0));
+        let ssrcs = one.ssrcs();
+        let packets: Vec<_> = ssrcs.iter().map(|ssrc| (&ssrc.ssrc[9..], ssrc.packets)).collect();
+        let expected = [("0", 1), ("1", 1), ("2", 1), ("3", 2), ("4", 2), ("5", 2), ("6", 1), ("7", 2)];
+        assert_eq!(packets, expected, "the ninth is counted under the eighth");
+        assert_eq!((one.sums().lost, one.sums().last), (0, Some(Wall(START + 1))));
+    }
+
     proptest! {
+        /// However a stream without restarts is spread over two receivers: together they know what one would.
+        #[test]
+        fn parts_are_the_whole(first: u16, runs in prop::collection::vec((0u16..40, 1u16..100), 1..60)) {
+            let (mut parts, mut whole) = ([Stream::new(), Stream::new()], Stream::new());
+            let (mut sequence, mut at) = (first, START);
+            for (n, (lost, packets)) in runs.into_iter().enumerate() {
+                sequence = sequence.wrapping_add(lost);
+                for _ in 0..packets {
+                    let packet = rtp(1, sequence, 0);
+                    parts[n % 2].receive(Wall(at), &packet);
+                    whole.receive(Wall(at), &packet);
+                    (sequence, at) = (sequence.wrapping_add(1), at + 20 * MS);
+                }
+            }
+            let [one, other] = parts;
+            let (one, whole) = (together(one, &other), whole.sums());
+            prop_assert_eq!((one.packets, counts(one)), (whole.packets, counts(whole)));
+            prop_assert_eq!((one.first, one.last), (whole.first, whole.last));
+        }
+
         /// Against the definition: distinct sequence numbers, everything counted.
         #[test]
         fn figures_are_those_of_a_set(first: u16, moves in prop::collection::vec((0u16..4, 0u16..60), 1..400)) {
-            let (mut reception, mut seen) = (Reception::new(&pcmu()), HashSet::new());
+            let (mut reception, mut seen) = (Stream::new(), HashSet::new());
             let (mut highest, mut lowest) = (u64::from(first) + 65_536, u64::from(first) + 65_536);
             let (mut late, mut duplicate) = (0, 0);
             for (n, (kind, by)) in moves.into_iter().enumerate() {
@@ -414,7 +700,7 @@ mod tests {
         /// Against A.8 as it is written, in floating point.
         #[test]
         fn jitter_is_that_of_rfc_3550(transits in prop::collection::vec(0u64..200, 2..300)) {
-            let mut reception = Reception::new(&pcmu());
+            let mut reception = Stream::new();
             let (mut expected, mut before) = (0.0f64, None);
             for (n, transit) in transits.into_iter().enumerate() {
                 let n = n as u64;

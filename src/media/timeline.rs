@@ -42,6 +42,8 @@ impl Elapsed {
 #[derive(Debug)]
 pub(super) struct Timeline {
     layout: Clocked,
+    /// What it is laid out for; the recording keeps everything else out.
+    pub payload_type: u8,
     stage: Stage,
     /// Where the staged block begins in the file.
     base: u64,
@@ -60,8 +62,9 @@ struct MediaClock {
 }
 
 impl Timeline {
-    pub fn new(file: u8, layout: Clocked) -> Timeline {
-        Timeline { layout, stage: Stage::new(file), base: 0, end: 0, clocks: [None; SSRCS_PER_STREAM] }
+    pub fn new(file: u8, payload_type: u8, layout: Clocked) -> Timeline {
+        let clocks = [None; SSRCS_PER_STREAM];
+        Timeline { layout, payload_type, stage: Stage::new(file), base: 0, end: 0, clocks }
     }
 
     pub fn stage(&self) -> &Stage {
@@ -88,7 +91,8 @@ impl Timeline {
 
     pub fn flush(&mut self, writes: &mut Vec<Write>) {
         self.end = self.file_end();
-        self.stage.send_off(Place::At(self.base), writes);
+        let packets = Shares::of(self.stage.file(), self.stage.packets());
+        self.stage.send_off(Place::At(self.base), packets, writes);
     }
 
     /// The packet's place in the file, in ticks.
@@ -181,10 +185,7 @@ impl Timeline {
         exits: &mut Exits<'_, B>,
     ) -> Result<(), DropCause> {
         let block = exits.blocks.take().ok_or(DropCause::NoBlock)?;
-        let mut packets = Shares::default();
-        if let Some(stream) = load.stream {
-            packets.count(stream);
-        }
+        let packets = load.stream.map_or(Shares::default(), |stream| Shares::of(stream, 1));
         let len = payload.len().min(block.len());
         block[..len].copy_from_slice(&payload[..len]);
         exits.writes.push(Write {

@@ -15,8 +15,8 @@ pub const FILE_HEADER: [u8; 24] = file_header();
 /// Seconds, nanoseconds, bytes kept, bytes on the wire.
 const RECORD_HEADER: usize = 16;
 const ETHERNET: usize = 14;
-/// Where the IP header begins in a record.
-const IP: usize = RECORD_HEADER + ETHERNET;
+/// Where the IP header begins in a frame.
+const IP: usize = ETHERNET;
 const UDP: usize = UdpHeader::LEN;
 const TCP: usize = 20;
 const TTL: u8 = 64;
@@ -28,32 +28,61 @@ const fn file_header() -> [u8; 24] {
     [m0, m1, m2, m3, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, s0, s1, s2, s3, l0, l1, l2, l3]
 }
 
-/// The record of one UDP flow: headers built once, patched per packet.
+/// Bytes of the record of a frame of this length.
+pub const fn frame_record_len(frame: usize) -> usize {
+    RECORD_HEADER + frame
+}
+
+/// Writes the record of a frame as it came from the wire to the front of `out` and returns its length. Where `out` is too short
+/// the frame is cut, and the record says so; where not even the record header fits, nothing is written.
+#[inline]
+pub fn write_frame(out: &mut [u8], at: Wall, frame: &[u8]) -> usize {
+    let Some((head, rest)) = out.split_first_chunk_mut() else { return 0 };
+    let kept = frame.len().min(rest.len());
+    write_record_header(head, at, kept, frame.len());
+    rest[..kept].copy_from_slice(&frame[..kept]);
+    RECORD_HEADER + kept
+}
+
+/// Makes a record longer: zeroes have been put behind its frame, where Ethernet has its padding and trailer. Whoever reads the
+/// frame goes by the lengths of IP and UDP.
+pub fn lengthen(record: &mut [u8], by: usize) {
+    for field in [8, 12] {
+        if let Some(length) = record.get_mut(field..field + 4) {
+            let old = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+            length.copy_from_slice(&(old + by as u32).to_le_bytes());
+        }
+    }
+}
+
+/// The record of one UDP flow: headers built once, patched per packet. Those of IPv4 lie in one cache line.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct Frame {
-    from: SocketAddr,
-    to: SocketAddr,
-    /// Record, Ethernet, IP and UDP header of an empty datagram; as long as `len` says.
-    head: [u8; IP + Ipv6Header::LEN + UDP],
-    len: usize,
-    /// IPv4: sum of the header's words without length, identification and checksum.
-    sum: u32,
+    ipv4: bool,
     /// IPv4: identification of the next datagram.
     identification: u16,
+    /// IPv4: sum of the header's words without length, identification and checksum.
+    sum: u32,
+    /// Ethernet, IP and UDP header of an empty datagram; those of IPv4 are shorter.
+    head: [u8; HEADERS_IPV6],
 }
+
+const HEADERS_IPV4: usize = ETHERNET + Ipv4Header::MIN_LEN + UDP;
+const HEADERS_IPV6: usize = ETHERNET + Ipv6Header::LEN + UDP;
 
 impl Frame {
     /// IPv4-mapped IPv6 addresses become IPv4.
     pub fn udp(from: SocketAddr, to: SocketAddr) -> Frame {
-        let mut frame = Frame { from, to, head: [0; _], len: 0, sum: 0, identification: 0 };
         let (source, destination) = (from.port(), to.port());
         let ip = ethernet_and_ip(from.ip(), to.ip(), IpNumber::UDP);
-        let room = &mut frame.head[RECORD_HEADER..];
-        let built = ip.udp(source, destination).write_to_slice(room, &[]);
-        frame.len = RECORD_HEADER + built.expect("the room is that of the longest headers");
-        if frame.is_ipv4() {
+        let mut head = [0; HEADERS_IPV6];
+        let built = ip.udp(source, destination).write_to_slice(&mut head, &[]);
+        let ipv4 = built.expect("the room is that of the longest headers") == HEADERS_IPV4;
+        let mut frame = Frame { ipv4, identification: 0, sum: 0, head };
+        if ipv4 {
             // IPv4: a UDP checksum of 0 says that there is none (RFC 768). IPv6 has no such thing (RFC 8200 §8.1).
-            frame.head[frame.len - 2..frame.len].fill(0);
+            frame.head[HEADERS_IPV4 - 2..HEADERS_IPV4].fill(0);
             frame.head[IP + 2..IP + 4].fill(0);
             frame.head[IP + 10..IP + 12].fill(0);
             frame.sum = frame.head[IP..IP + Ipv4Header::MIN_LEN].chunks_exact(2).map(word).sum();
@@ -61,36 +90,53 @@ impl Frame {
         frame
     }
 
+    /// Whether its headers are those of this flow.
+    #[inline]
     pub fn is_of(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        self.from == from && self.to == to
+        let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()];
+        match (from.ip().to_canonical(), to.ip().to_canonical()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let addresses = [from.octets(), to.octets()];
+                self.ipv4
+                    && self.head[IP + 12..IP + 20] == *addresses.as_flattened()
+                    && self.head[IP + 20..IP + 24] == *ports.as_flattened()
+            }
+            (from, to) => {
+                let addresses = [octets(from), octets(to)];
+                !self.ipv4
+                    && self.head[IP + 8..IP + 40] == *addresses.as_flattened()
+                    && self.head[IP + 40..IP + 44] == *ports.as_flattened()
+            }
+        }
     }
 
     /// Bytes of the whole record of a payload of this length.
     pub fn record_len(&self, payload: usize) -> usize {
-        self.len + payload.min(self.payload_max())
+        RECORD_HEADER + self.headers() + payload.min(self.payload_max())
     }
 
     /// Writes one record to the front of `out` and returns its length. Where `out`, or the length field of IP, is too short
     /// the payload is cut, and the record says so (fewer bytes kept than were on the wire); where not even the headers fit, nothing
     /// is written.
     pub fn write(&mut self, out: &mut [u8], at: Wall, payload: &[u8]) -> usize {
-        let Some(room) = out.len().checked_sub(self.len) else { return 0 };
         let sent = &payload[..payload.len().min(self.payload_max())];
-        let kept = &sent[..sent.len().min(room)];
-        let (head, rest) = out.split_at_mut(self.len);
-        head.copy_from_slice(&self.head[..self.len]);
-        let headers = self.len - RECORD_HEADER;
-        write_record_header(head, at, headers + kept.len(), headers + payload.len());
-        if self.is_ipv4() {
-            self.patch_ipv4(head, sent.len());
+        let Some((record, rest)) = out.split_first_chunk_mut() else { return 0 };
+        let (kept, headers) = if self.ipv4 {
+            let Some((head, rest)) = rest.split_first_chunk_mut() else { return 0 };
+            *head = self.ipv4_headers(sent.len());
+            (copy_cut(rest, sent), HEADERS_IPV4)
         } else {
-            patch_ipv6(head, sent);
-        }
-        rest[..kept.len()].copy_from_slice(kept);
-        self.len + kept.len()
+            let Some((head, rest)) = rest.split_first_chunk_mut() else { return 0 };
+            *head = self.ipv6_headers(sent);
+            (copy_cut(rest, sent), HEADERS_IPV6)
+        };
+        write_record_header(record, at, headers + kept, headers + payload.len());
+        RECORD_HEADER + headers + kept
     }
 
-    fn patch_ipv4(&mut self, head: &mut [u8], payload: usize) {
+    fn ipv4_headers(&mut self, payload: usize) -> [u8; HEADERS_IPV4] {
+        let mut head = [0; HEADERS_IPV4];
+        head.copy_from_slice(&self.head[..HEADERS_IPV4]);
         let total = (Ipv4Header::MIN_LEN + UDP + payload) as u16;
         let sum = self.sum + u32::from(total) + u32::from(self.identification);
         let folded = (sum & 0xffff) + (sum >> 16);
@@ -101,35 +147,45 @@ impl Frame {
         let udp = IP + Ipv4Header::MIN_LEN;
         head[udp + 4..udp + 6].copy_from_slice(&((UDP + payload) as u16).to_be_bytes());
         self.identification = self.identification.wrapping_add(1);
+        head
+    }
+
+    fn ipv6_headers(&self, payload: &[u8]) -> [u8; HEADERS_IPV6] {
+        let mut head = self.head;
+        let length = (UDP + payload.len()) as u16;
+        head[IP + 4..IP + 6].copy_from_slice(&length.to_be_bytes());
+        let (ip, udp) = head[IP..].split_at_mut(Ipv6Header::LEN);
+        let header = UdpHeader {
+            source_port: u16::from_be_bytes([udp[0], udp[1]]),
+            destination_port: u16::from_be_bytes([udp[2], udp[3]]),
+            length,
+            checksum: 0,
+        };
+        let (source, destination) = (ip[8..24].try_into(), ip[24..40].try_into());
+        if let (Ok(source), Ok(destination)) = (source, destination) {
+            let checksum = header.calc_checksum_ipv6_raw(source, destination, payload).unwrap_or(0);
+            udp[4..6].copy_from_slice(&length.to_be_bytes());
+            udp[6..8].copy_from_slice(&checksum.to_be_bytes());
+        }
+        head
     }
 
     /// What a 16-bit length field can tell: IPv4 counts its own header, IPv6 does not.
     fn payload_max(&self) -> usize {
-        let ip = if self.is_ipv4() { Ipv4Header::MIN_LEN } else { 0 };
+        let ip = if self.ipv4 { Ipv4Header::MIN_LEN } else { 0 };
         usize::from(u16::MAX) - ip - UDP
     }
 
-    fn is_ipv4(&self) -> bool {
-        self.len == IP + Ipv4Header::MIN_LEN + UDP
+    fn headers(&self) -> usize {
+        if self.ipv4 { HEADERS_IPV4 } else { HEADERS_IPV6 }
     }
 }
 
-fn patch_ipv6(head: &mut [u8], payload: &[u8]) {
-    let length = (UDP + payload.len()) as u16;
-    head[IP + 4..IP + 6].copy_from_slice(&length.to_be_bytes());
-    let (ip, udp) = head[IP..].split_at_mut(Ipv6Header::LEN);
-    let header = UdpHeader {
-        source_port: u16::from_be_bytes([udp[0], udp[1]]),
-        destination_port: u16::from_be_bytes([udp[2], udp[3]]),
-        length,
-        checksum: 0,
-    };
-    let (source, destination) = (ip[8..24].try_into(), ip[24..40].try_into());
-    if let (Ok(source), Ok(destination)) = (source, destination) {
-        let checksum = header.calc_checksum_ipv6_raw(source, destination, payload).unwrap_or(0);
-        udp[4..6].copy_from_slice(&length.to_be_bytes());
-        udp[6..8].copy_from_slice(&checksum.to_be_bytes());
-    }
+/// As much of `bytes` as `out` has room for.
+fn copy_cut(out: &mut [u8], bytes: &[u8]) -> usize {
+    let kept = bytes.len().min(out.len());
+    out[..kept].copy_from_slice(&bytes[..kept]);
+    kept
 }
 
 /// A TCP connection as far as a capture shows it: no handshake, each SIP message pushed and acknowledged by the next of the
@@ -147,7 +203,7 @@ impl Tcp {
     /// Payload of one record at most: usual messages stay in one, and longer ones do not waste much of a write block.
     pub const SEGMENT_MAX: usize = 16 * 1024;
     /// Bytes of a record besides its payload, at most.
-    pub const OVERHEAD: usize = IP + Ipv6Header::LEN + TCP;
+    pub const OVERHEAD: usize = RECORD_HEADER + IP + Ipv6Header::LEN + TCP;
 
     pub fn new(local: SocketAddr, peer: SocketAddr) -> Tcp {
         Tcp { local, peer, received: 1, sent: 1 }
@@ -168,7 +224,7 @@ impl Tcp {
         };
         let first = *sequence;
         *sequence = first.wrapping_add(length);
-        let Some((record, frame)) = out.split_at_mut_checked(RECORD_HEADER) else { return 0 };
+        let Some((record, frame)) = out.split_first_chunk_mut() else { return 0 };
         let built = ethernet_and_ip(from.ip(), to.ip(), IpNumber::TCP)
             .tcp(from.port(), to.port(), first, u16::MAX)
             .psh()
@@ -180,7 +236,8 @@ impl Tcp {
     }
 }
 
-fn write_record_header(out: &mut [u8], at: Wall, kept: usize, wire: usize) {
+#[inline]
+fn write_record_header(out: &mut [u8; RECORD_HEADER], at: Wall, kept: usize, wire: usize) {
     // Seconds are unsigned in 32 bits: they wrap in 2106.
     out[0..4].copy_from_slice(&((at.0 / 1_000_000_000) as u32).to_le_bytes());
     out[4..8].copy_from_slice(&((at.0 % 1_000_000_000) as u32).to_le_bytes());
@@ -375,6 +432,39 @@ mod tests {
             );
             assert_eq!(frame.write(&mut short[..headers - 1], AT, b"x"), 0);
         }
+    }
+
+    #[test]
+    fn a_flow_is_known_by_its_addresses_and_ports() {
+        for (from, to, others) in [
+            ("192.0.2.1:5", "192.0.2.2:6", ["192.0.2.1:7", "192.0.2.3:5", "[2001:db8::1]:5"]),
+            ("[2001:db8::1]:5", "[2001:db8::2]:6", ["[2001:db8::1]:7", "[2001:db8::3]:5", "192.0.2.1:5"]),
+        ] {
+            let (frame, from, to) = (Frame::udp(addr(from), addr(to)), addr(from), addr(to));
+            assert!(frame.is_of(from, to) && !frame.is_of(to, from));
+            assert!(
+                others.iter().all(|&other| !frame.is_of(addr(other), to) && !frame.is_of(from, addr(other)))
+            );
+        }
+        assert!(
+            Frame::udp(addr("[::ffff:192.0.2.1]:5"), addr("192.0.2.2:6"))
+                .is_of(addr("192.0.2.1:5"), addr("[::ffff:192.0.2.2]:6"))
+        );
+    }
+
+    #[test]
+    fn a_frame_from_the_wire_stays_what_it_is() {
+        let frame: Vec<u8> = (0..214).map(|n| n as u8).collect();
+        let mut out = [0xee; 300];
+        assert_eq!(write_frame(&mut out, AT, &frame), frame_record_len(214));
+        assert_eq!(out[230..], [0xee; 70], "nothing beyond the record");
+        let [read] = &records(&out[..230])[..] else { panic!("one record") };
+        assert_eq!((read.at, read.wire, read.frame), (AT, 214, &frame[..]));
+        // Where there is no room it is cut, and shows it.
+        assert_eq!(write_frame(&mut out[..116], AT, &frame), 116);
+        let read = &records(&out[..116])[0];
+        assert_eq!((read.wire, read.frame), (214, &frame[..100]));
+        assert_eq!(write_frame(&mut out[..15], AT, &frame), 0);
     }
 
     /// Sequence, acknowledgement and payload of a TCP frame. Panics where a checksum is wrong.

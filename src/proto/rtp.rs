@@ -51,8 +51,10 @@ pub fn view(bytes: &[u8]) -> Option<Rtp<'_>> {
     if !has_fixed_header(bytes) {
         return None;
     }
-    let payload =
-        RtpReader::new(bytes).map_or(&bytes[RtpReader::MIN_HEADER_LEN..], |reader| reader.payload());
+    let rest = &bytes[RtpReader::MIN_HEADER_LEN..];
+    // Usually there is nothing around the payload, and nothing to be looked for.
+    let plain = bytes[0] == 2 << 6;
+    let payload = if plain { rest } else { RtpReader::new(bytes).map_or(rest, |reader| reader.payload()) };
     Some(Rtp {
         sequence: u16::from_be_bytes([bytes[2], bytes[3]]),
         timestamp: u32::from_be_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]),

@@ -10,7 +10,7 @@ use crate::engine::media_source::Kind;
 use crate::proto::manifest::Format;
 
 /// The port of SIP over UDP and TCP (RFC 3261 §19.1.2).
-const SIP_PORT: u16 = 5060;
+pub const SIP_PORT: u16 = 5060;
 /// CPU numbers end here: the size of the kernel's affinity mask as libc has it.
 const CPUS_MAX: usize = 1_024;
 
@@ -32,8 +32,50 @@ pub enum Command {
     Stats(ClientArgs),
     /// List the sessions that are being recorded now
     Sessions(ClientArgs),
+    /// Look at this box and say what will hurt: limits, kernel, network card, ports, clock, disk
+    ///
+    /// Exit code: 0 nothing worse than a note, 1 warnings, 2 something that will fail or lose packets (or flags that
+    /// cannot work). It changes nothing; it writes to the disk for two seconds, and leaves nothing on it.
+    Doctor(DoctorArgs),
     /// Record 20 calls on loopback, prove the recordings, and show how to listen to them
     Demo(DemoArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// The directory that recordings go to [default: the running recorder's, else ./recordings]
+    ///
+    /// It is not made; what does not exist yet is judged by the directory above it.
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+
+    /// Ports for RTP and RTCP [default: the running recorder's, else 20000-39999]
+    ///
+    /// How many streams there may be, and so what is enough of everything, follows from them.
+    #[arg(long, value_name = "LO-HI", value_parser = parse_ports)]
+    pub media_ports: Option<Ports>,
+
+    /// An interface for AF_XDP; repeatable [default: look at those of hardware that are up]
+    ///
+    /// What AF_XDP needs is then needed: what lacks is no note but a warning or a failure.
+    #[arg(long, value_name = "NAME")]
+    pub xdp_interface: Vec<String>,
+
+    /// The recorder's --stats-socket [default: the places where `sipreel record` puts it]
+    ///
+    /// When a recorder answers, its limits, ports and losses are looked at.
+    #[arg(long, value_name = "PATH")]
+    pub stats_socket: Option<PathBuf>,
+
+    /// Do not measure the disk
+    ///
+    /// It is never measured while calls are recorded.
+    #[arg(long)]
+    pub no_disk: bool,
+
+    /// One JSON object: the machine, counts by level, and the findings, the worst first
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -80,7 +122,7 @@ pub struct RecordArgs {
     ///
     /// All are bound at start, so a call can never fail for a port that another program took. A call of two streams
     /// takes two pairs: the default range holds 10,000 streams.
-    #[arg(long, value_name = "LO-HI", default_value = "20000-39999", value_parser = parse_ports)]
+    #[arg(long, value_name = "LO-HI", default_value_t = Ports::DEFAULT, value_parser = parse_ports)]
     pub media_ports: Ports,
 
     /// How media is received: one of three ways to the same recordings, or the best that is possible here
@@ -118,6 +160,13 @@ pub struct RecordArgs {
     /// pcap: one file per call, Wireshark plays it; raw: one file of codec bytes per stream
     #[arg(long, value_enum, default_value_t = Format::Pcap)]
     pub format: Format,
+
+    /// Bytes that a recording gathers before they are written: `64K` to `1M`, a multiple of 4K
+    ///
+    /// Every recording that can be open has a block and a half, in memory from the start. Larger blocks cost fewer writes:
+    /// at hundreds of thousands of packets a second 128K saves a third of the disk's CPU time.
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_size)]
+    pub block_size: usize,
 
     /// Write what a recording has gathered after this time, full block or not
     ///
@@ -175,6 +224,11 @@ pub struct Ports {
     pub last: u16,
 }
 
+impl Ports {
+    /// As `record` has them when nobody says otherwise.
+    pub const DEFAULT: Ports = Ports { first: 20_000, last: 39_999 };
+}
+
 /// CPU numbers, ascending, each once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cores(pub Vec<usize>);
@@ -207,14 +261,14 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
         .map_err(|_| "write it as 192.0.2.1:5060, [2001:db8::1]:5060, 192.0.2.1 or none".into())
 }
 
-fn parse_ports(text: &str) -> Result<Ports, String> {
+pub fn parse_ports(text: &str) -> Result<Ports, String> {
     let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0);
     text.split_once('-')
         .and_then(|(first, last)| Some(Ports { first: port(first)?, last: port(last)? }))
         .ok_or_else(|| "write it as LO-HI with ports from 1 to 65535, such as 20000-39999".into())
 }
 
-fn parse_cores(text: &str) -> Result<Cores, String> {
+pub fn parse_cores(text: &str) -> Result<Cores, String> {
     let mut cores = Vec::new();
     for item in text.split(',') {
         let (first, last) = item.split_once('-').unwrap_or((item, item));
@@ -244,6 +298,20 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         Some(total) if milliseconds > 0 => Ok(Duration::from_millis(total)),
         _ => Err("write it as 500ms, 5s, 2m or 1h; a plain number is seconds".into()),
     }
+}
+
+/// `65536`, `64K`, `1M`.
+fn parse_size(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit {
+        "" => Some(0),
+        "K" | "k" => Some(10),
+        "M" | "m" => Some(20),
+        _ => None,
+    };
+    let size = shift.and_then(|shift| number.parse::<usize>().ok()?.checked_mul(1 << shift));
+    size.ok_or_else(|| "write it as 64K, 1M or a number of bytes".into())
 }
 
 #[cfg(test)]
@@ -318,6 +386,16 @@ mod tests {
         }
         for bad in ["", "s", "-1s", "1.5s", "5 s", "5d", "99999999999999999999", "18446744073709551615h"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_as_typed() {
+        for (text, bytes) in [("64K", 65_536), ("128k", 131_072), ("1M", 1 << 20), ("65536", 65_536)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "K", "64KiB", "-1", "1.5M", "99999999999999999999", "18446744073709551615M"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::cli::{Cores, Listen, Ports, RecordArgs};
 use crate::engine::Settings;
 use crate::engine::media_source::Kind;
-use crate::limits::{REACTORS_MAX, SESSIONS_MAX, TICK};
+use crate::limits::{BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, REACTORS_MAX, SESSIONS_MAX, TICK};
 
 /// What of the host the meaning of the flags depends on.
 #[derive(Clone, Debug)]
@@ -59,6 +59,7 @@ pub enum Refusal {
     CoresBeyondPorts { cores: usize, pairs: usize },
     NoSessions,
     SessionsTooMany(usize),
+    BlockSize(usize),
     FlushTooShort(Duration),
     Directory { dir: PathBuf, what: &'static str, error: io::Error },
 }
@@ -78,6 +79,7 @@ impl Config {
             cores: cores(args.cores.as_ref(), &host.cores, pairs(media_ports))?,
             sessions_max: sessions_max(args.max_sessions)?,
             format: args.format,
+            block_size: block_size(args.block_size)?,
             flush_interval: flush_interval(args.flush_interval)?,
             product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
             // Last, because it leaves a directory behind.
@@ -129,7 +131,7 @@ fn media_ip(ip: Option<IpAddr>) -> Result<Option<IpAddr>, Refusal> {
     }
 }
 
-fn media_ports(ports: Ports, sip_udp: &[SocketAddr]) -> Result<(u16, u16), Refusal> {
+pub fn media_ports(ports: Ports, sip_udp: &[SocketAddr]) -> Result<(u16, u16), Refusal> {
     let Ports { first, last } = ports;
     if last <= first {
         return Err(Refusal::PortsReversed(ports));
@@ -184,6 +186,11 @@ fn sessions_max(typed: Option<usize>) -> Result<Option<usize>, Refusal> {
         Some(n) if n > SESSIONS_MAX => Err(Refusal::SessionsTooMany(n)),
         typed => Ok(typed),
     }
+}
+
+fn block_size(typed: usize) -> Result<usize, Refusal> {
+    let fits = (BLOCK_SIZE..=BLOCK_SIZE_MAX).contains(&typed) && typed.is_multiple_of(DISK_ALIGNMENT);
+    if fits { Ok(typed) } else { Err(Refusal::BlockSize(typed)) }
 }
 
 fn flush_interval(typed: Duration) -> Result<Duration, Refusal> {
@@ -260,6 +267,13 @@ impl fmt::Display for Refusal {
             Refusal::SessionsTooMany(n) => write!(
                 f,
                 "--max-sessions {n} is above the {SESSIONS_MAX} that one recorder can hold: give a smaller number"
+            ),
+            Refusal::BlockSize(typed) => write!(
+                f,
+                "--block-size {typed} does not fit: give {}K to {}K, a multiple of {}K",
+                BLOCK_SIZE / 1_024,
+                BLOCK_SIZE_MAX / 1_024,
+                DISK_ALIGNMENT / 1_024
             ),
             Refusal::FlushTooShort(typed) => write!(
                 f,

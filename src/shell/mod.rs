@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod config;
+mod doctor;
 mod log;
 mod notify;
 mod signals;
@@ -15,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cli::{Cli, ClientArgs, Command, DemoArgs, RecordArgs};
+use cli::{Cli, ClientArgs, Command, DemoArgs, Ports, RecordArgs};
 use config::{Config, Host, Listed, Refusal};
 use signals::Ending;
 use stats::Identity;
@@ -35,6 +36,7 @@ pub fn run(cli: &Cli, demo: impl FnOnce(&DemoArgs) -> ExitCode) -> ExitCode {
         Command::Record(args) => record(args),
         Command::Stats(args) => ask(args, stats_client::stats, stats_client::stats_table),
         Command::Sessions(args) => ask(args, stats_client::sessions, stats_client::sessions_table),
+        Command::Doctor(args) => doctor::run(args),
         Command::Demo(args) => demo(args),
     }
 }
@@ -120,6 +122,7 @@ fn announce(config: &Config, recorder: &Recorder, socket: Option<&Server>) -> Re
 }
 
 fn identity(config: &Config, recorder: &Recorder) -> Identity {
+    let (first, last) = config.settings.media_ports;
     let text = |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::to_string).collect();
     Identity {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -127,6 +130,7 @@ fn identity(config: &Config, recorder: &Recorder) -> Identity {
         started: cpu::now().wall.to_string(),
         dir: config.settings.dir.display().to_string(),
         cores: Listed(&config.settings.cores).to_string(),
+        media_ports: Ports { first, last }.to_string(),
         sip_udp: text(&recorder.sip_udp),
         sip_tcp: text(&recorder.sip_tcp),
         port_pairs: recorder.port_pairs as u64,

@@ -28,6 +28,8 @@ pub struct Identity {
     pub dir: String,
     /// As `--cores` takes them.
     pub cores: String,
+    /// As `--media-ports` takes them.
+    pub media_ports: String,
     pub sip_udp: Vec<String>,
     pub sip_tcp: Vec<String>,
     pub port_pairs: u64,
@@ -35,7 +37,7 @@ pub struct Identity {
 }
 
 /// The reply to `stats`. Names are stable; new ones may be added.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Stats {
     pub recorder: Identity,
@@ -54,7 +56,7 @@ pub struct Stats {
     pub reactors: Vec<Reactor>,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sessions {
     pub active: u64,
@@ -64,7 +66,7 @@ pub struct Sessions {
     pub refused: BTreeMap<String, u64>,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sip {
     /// Requests received by method, retransmissions included.
@@ -101,7 +103,7 @@ pub struct SipWire {
 }
 
 /// Port pairs.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Ports {
     pub free: u64,
@@ -109,7 +111,7 @@ pub struct Ports {
     pub cooling: u64,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Recordings {
     /// Whole, under their final name.
@@ -154,7 +156,7 @@ pub struct Disk {
     pub write_latency_ns: Option<Quantiles>,
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Reactor {
     pub reactor: usize,

@@ -76,9 +76,14 @@ fn checked(line: &str) -> Result<(), NoAnswer> {
     }
 }
 
+/// The reply to `stats` as values.
+pub fn parsed(reply: &str) -> Result<Stats, NoAnswer> {
+    serde_json::from_str(reply).map_err(|error| NoAnswer::Reply(error.to_string()))
+}
+
 /// `stats` for people.
 pub fn stats_table(reply: &str) -> Result<String, NoAnswer> {
-    let stats: Stats = serde_json::from_str(reply).map_err(|error| NoAnswer::Reply(error.to_string()))?;
+    let stats = parsed(reply)?;
     let mut page = String::new();
     // Writing to a String cannot fail.
     let _ = write_stats(&mut page, &stats);

@@ -229,7 +229,7 @@ mod tests {
     use super::*;
     use crate::load::answer::Destination;
     use crate::load::codec::Audio;
-    use crate::load::media::{Figures, Order};
+    use crate::load::media::{Figures, Order, Progress};
     use crate::load::plan::{Plan, tests::plan};
     use crate::load::program::{Entry, Frame, Path, State};
     use crate::load::rtp;
@@ -240,6 +240,8 @@ mod tests {
     use std::io::Read;
     use std::net::{IpAddr, SocketAddr};
     use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     const STREAMS: u32 = 3;
@@ -393,9 +395,12 @@ mod tests {
             orders.send(Order::Start { call, first_source: 3 * call as usize, streams }).unwrap();
         }
         orders.send(Order::Settled).unwrap();
-        let stopper = orders.clone();
+        let progress = Arc::new(Progress::default());
+        let (stopper, sent) = (orders.clone(), progress.clone());
         std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(100));
+            while sent.sent.load(Ordering::Relaxed) < 60 && Arc::strong_count(&sent) > 1 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
             (0..2).for_each(|_| drop(stopper.send(Order::Stop { call: 1 })));
         });
         let mut turns = vec![Vec::new(); 2];
@@ -405,7 +410,7 @@ mod tests {
                 orders.send(Order::Quit).unwrap();
             }
         };
-        let figures = xdp::run(plan, &sources, Gate::open("near")?, &asked, &Default::default(), finished)?;
+        let figures = xdp::run(plan, &sources, Gate::open("near")?, &asked, &progress, finished)?;
         Ok((figures, turns))
     }
 
@@ -413,7 +418,7 @@ mod tests {
         let mut listener = listen();
         let (figures, turns) = play(plan, both)?;
         assert_eq!(turns[0], [plan.turns; 3]);
-        assert!(turns[1].iter().all(|turns| (5..plan.turns).contains(turns)), "{turns:?}");
+        assert!(turns[1].iter().all(|turns| (10..plan.turns).contains(turns)), "{turns:?}");
         let mut next = [0u32; 6];
         let mut bytes = [0; 2_048];
         while let Ok(len) = listener.read(&mut bytes) {
@@ -438,7 +443,7 @@ mod tests {
     fn live_frames_arrive_at_the_other_end_of_a_veth() {
         let inside = || -> io::Result<()> {
             veth()?;
-            let plan = Plan { turns: 60, ptime_ms: 5, ..tagged() };
+            let plan = Plan { turns: 200, ptime_ms: 5, ..tagged() };
             addresses().into_iter().try_for_each(|both| play_and_compare(&plan, both))
         };
         if let Err(error) = std::thread::spawn(inside).join().unwrap() {

@@ -505,8 +505,16 @@ mod tests {
         let mut bench = bench(Transport::Udp);
         bench.invite();
         bench.answer(1, &ok());
-        let bye = "BYE sip:src@h SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK-q\r\nCSeq: 9 BYE\r\n\r\n";
-        assert_eq!(bench.answer(2, bye), ["200", "ended_by_recorder", "over"]);
+        assert_eq!(bench.answer(2, BYE), ["200", "ended_by_recorder", "over"]);
+    }
+
+    const BYE: &str = "BYE sip:src@h SIP/2.0\r\nVia: SIP/2.0/UDP h;branch=z9hG4bK-q\r\nCSeq: 9 BYE\r\n\r\n";
+
+    #[test]
+    fn hanging_up_before_answering_is_a_failure_too() {
+        let mut bench = bench(Transport::Udp);
+        bench.invite();
+        assert_eq!(bench.answer(1, BYE), ["200", "ended_by_recorder", "over"]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The media thread of `--engine sendmmsg`: every stream has its place in a wheel that turns once per packet interval, so that streams are spread evenly
-//! and each leaves exactly every interval. What is late is sent late, and the lateness is measured.
+//! The media thread of `--engine sendmmsg`: every stream has its place in a wheel that turns once per packet interval, so that
+//! streams are spread evenly and each leaves exactly every interval. What is late is sent late, and the lateness is measured.
 
 use crossbeam::channel::{Receiver, TryRecvError};
 use hdrhistogram::Histogram;

@@ -348,6 +348,23 @@ pub mod tests {
     }
 
     #[test]
+    fn tagged_payloads_differ_in_their_tag_alone_and_by_the_seed() {
+        let plan = Plan { audio: Audio::Tagged, ..plan() };
+        let payload = |plan: &Plan, call, index| {
+            let mut out = [0; PAYLOAD_MAX];
+            let len = plan.payload(&plan.stream(call, 0), index, &mut out);
+            out[..len].to_vec()
+        };
+        let first = payload(&plan, 0, 0);
+        for (call, index) in [(0, 1), (0, 65_536), (1, 0)] {
+            let other = payload(&plan, call, index);
+            assert!(first[..8] != other[..8] && first[TAG..] == other[TAG..]);
+            assert!((0..8).all(|at| other[at] == !other[at + 8]));
+        }
+        assert_ne!(first[TAG..], payload(&Plan { seed: 8, ..plan }, 0, 0)[TAG..]);
+    }
+
+    #[test]
     fn turns_and_copies_tell_the_same_story() {
         let plan = plan();
         let stream = plan.stream(0, 1);

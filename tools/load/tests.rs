@@ -327,6 +327,24 @@ fn a_run_that_is_stopped_says_goodbye_and_expects_no_more_than_it_sent() {
 }
 
 #[test]
+fn calls_that_end_together_do_not_say_goodbye_all_at_once() {
+    let recorder = Recorder::start(Transport::Udp, HONEST);
+    let long = RunOptions { calls: 10, rate: 50.0, duration: 60.0, verify_dir: None, ..options(&recorder) };
+    let (stop, mut established, mut over) = (Arc::new(AtomicBool::new(false)), 0, Vec::new());
+    let report = run(&long, &stop.clone(), &mut |happening| match happening {
+        Happening::Established { .. } => {
+            established += 1;
+            stop.store(established == 10, Ordering::Relaxed);
+        }
+        Happening::Over { .. } => over.push(clock::now()),
+        _ => {}
+    });
+    assert_eq!(report.unwrap().calls.failed, 0);
+    // Nine intervals of 20 ms, one of which may be made up for.
+    assert!(over[9] - over[0] > Duration::from_millis(120), "{over:?}");
+}
+
+#[test]
 fn flags_that_cannot_work_together_are_refused() {
     let xdp =
         || RunOptions { engine: Engine::Xdp, xdp_interface: Some("lo".into()), ..RunOptions::default() };

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::super::bpf::redirect;
 use super::super::cpu;
 use super::super::interface::Interface;
+use super::super::mapping::Mapping;
 use super::super::prefetch::prefetch;
 use crate::clock::Mono;
 use crate::limits;
@@ -103,7 +104,7 @@ impl XskSocket {
         // `&mut self` and so ends this borrow. No other descriptor names the frame, the slice does not cover the time, and
         // the socket is not `Sync`, so writing to the time disturbs nobody.
         unsafe {
-            let first = self.memory.start.add(start);
+            let first = self.memory.start().add(start);
             let time = first.sub(TIME).cast::<u64>();
             let at = time.read_unaligned();
             time.write_unaligned(0);
@@ -115,13 +116,13 @@ impl XskSocket {
     pub fn bytes(&self, i: usize) -> &[u8] {
         let (start, len) = self.place(i);
         // SAFETY: as in `frame`; and this slice does not cover the time either.
-        unsafe { std::slice::from_raw_parts(self.memory.start.add(start), len) }
+        unsafe { std::slice::from_raw_parts(self.memory.start().add(start), len) }
     }
 
     /// Fetches the beginning of frame `i` of those ready, and what is in front of it.
     pub fn prefetch(&self, i: usize) {
         let (start, _) = self.place(i);
-        let first = self.memory.start.wrapping_add(start);
+        let first = self.memory.start().wrapping_add(start);
         prefetch(first.wrapping_sub(TIME), 1);
         prefetch(first, limits::XDP_PREFETCH_LINES);
     }
@@ -250,8 +251,8 @@ fn socket() -> io::Result<OwnedFd> {
 
 fn register(fd: &OwnedFd, memory: &Mapping) -> io::Result<()> {
     let registration = libc::xdp_umem_reg {
-        addr: memory.start as u64,
-        len: memory.len as u64,
+        addr: memory.start() as u64,
+        len: memory.len() as u64,
         chunk_size: limits::XDP_FRAME_SIZE,
         headroom: 0,
         flags: 0,
@@ -352,7 +353,7 @@ impl<T: Copy> Ring<T> {
         count: u32,
     ) -> io::Result<Ring<T>> {
         let memory = Mapping::shared(fd, at, offsets.desc as usize + count as usize * size_of::<T>())?;
-        let field = |offset: u64| memory.start.wrapping_add(offset as usize);
+        let field = |offset: u64| memory.start().wrapping_add(offset as usize);
         Ok(Ring {
             producer: field(offsets.producer).cast(),
             consumer: field(offsets.consumer).cast(),
@@ -400,49 +401,6 @@ impl<T: Copy> Ring<T> {
     fn flags(&self) -> u32 {
         // SAFETY: as in `produced`. The flag is a hint about nothing in memory, so it needs no order.
         unsafe { &*self.flags }.load(Ordering::Relaxed)
-    }
-}
-
-/// Mapped memory, until it is dropped.
-struct Mapping {
-    start: *mut u8,
-    len: usize,
-}
-
-impl Mapping {
-    /// Zeroed memory on huge pages: reserved ones if there are, else such as the kernel can put together. All of it is
-    /// there when the kernel has pinned it, which registering does.
-    fn huge(len: usize) -> io::Result<Mapping> {
-        let anonymous = libc::MAP_ANONYMOUS | libc::MAP_PRIVATE;
-        Mapping::new(len, anonymous | libc::MAP_HUGETLB, -1, 0).or_else(|_| {
-            let mapping = Mapping::new(len, anonymous, -1, 0)?;
-            // SAFETY: advice about a mapping of ours; without it the pages are small.
-            unsafe { libc::madvise(mapping.start.cast(), len, libc::MADV_HUGEPAGE) };
-            Ok(mapping)
-        })
-    }
-
-    /// What the socket offers at this offset.
-    fn shared(fd: &OwnedFd, at: libc::off_t, len: usize) -> io::Result<Mapping> {
-        Mapping::new(len, libc::MAP_SHARED | libc::MAP_POPULATE, fd.as_raw_fd(), at)
-    }
-
-    fn new(len: usize, flags: libc::c_int, fd: libc::c_int, at: libc::off_t) -> io::Result<Mapping> {
-        // SAFETY: a mapping at an address of the kernel's choice touches no memory of ours.
-        let start =
-            unsafe { libc::mmap(ptr::null_mut(), len, libc::PROT_READ | libc::PROT_WRITE, flags, fd, at) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Mapping { start: start.cast(), len })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and whole, and its owner hands out no reference that outlives it. The kernel keeps the
-        // pages as long as a socket needs them.
-        unsafe { libc::munmap(self.start.cast(), self.len) };
     }
 }
 

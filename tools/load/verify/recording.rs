@@ -336,8 +336,10 @@ impl<'a> Capture<'a> {
 
     fn frame(&mut self, frame: &Frame, checks: &mut [StreamCheck]) {
         let port = frame.to.port();
-        let rtp = self.ports.get(&port).filter(|_| frame.carrier == Carrier::Udp);
-        let rtcp = self.ports.get(&port.wrapping_sub(1)).filter(|_| frame.carrier == Carrier::Udp);
+        // Our SIP socket, on a host of its own, may have the number that a media port has at the recorder.
+        let media = frame.carrier == Carrier::Udp && !is_sip(first_line(frame.payload));
+        let rtp = self.ports.get(&port).filter(|_| media);
+        let rtcp = self.ports.get(&port.wrapping_sub(1)).filter(|_| media);
         match (rtp.copied(), rtcp.copied()) {
             (Some(n), _) => {
                 self.compare_addresses(frame, self.described.sources[n].rtp);
@@ -359,8 +361,8 @@ impl<'a> Capture<'a> {
     }
 
     fn signal(&mut self, frame: &Frame) {
-        let line = frame.payload.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        let sip = line.starts_with(b"SIP/2.0 ") || line.ends_with(b" SIP/2.0");
+        let line = first_line(frame.payload);
+        let sip = is_sip(line);
         // A large message over TCP may fill several segments.
         if !sip && frame.carrier == Carrier::Udp {
             self.strangers += 1;
@@ -385,6 +387,20 @@ impl<'a> Capture<'a> {
         }
         findings
     }
+}
+
+/// Empty for what does not begin like text: RTP and RTCP never do, and need not be searched.
+fn first_line(payload: &[u8]) -> &[u8] {
+    match payload.first() {
+        Some(first) if first.is_ascii_uppercase() => {
+            payload.split(|byte| *byte == b'\r').next().unwrap_or_default()
+        }
+        _ => &[],
+    }
+}
+
+fn is_sip(line: &[u8]) -> bool {
+    line.starts_with(b"SIP/2.0 ") || line.ends_with(b" SIP/2.0")
 }
 
 fn read_dump(input: impl Read, check: &mut StreamCheck) -> Result<(), Fault> {

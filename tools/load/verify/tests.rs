@@ -64,6 +64,9 @@ fn capture(described: &Described, invite: &str, heard: &[Heard]) -> Vec<u8> {
         frames.extend(heard.rtp.iter().map(|(from, bytes)| frame(*from, to(heard.rtp_port), bytes)));
         frames.extend(heard.rtcp.iter().map(|(from, bytes)| frame(*from, to(heard.rtp_port + 1), bytes)));
     }
+    // The SRC's SIP port may have any number.
+    let same = SocketAddr::new(src.ip(), heard[0].rtp_port);
+    frames.insert(frames.len() - 1, frame(srs, same, b"SIP/2.0 200 OK\r\n\r\n"));
     pcap(&frames)
 }
 
