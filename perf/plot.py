@@ -36,7 +36,7 @@ def step(largest):
 def bars(rows, title, where):
     """CPU per packet of the process and of the machine, one above the other, on one axis that begins at 0."""
     rows = sorted(rows, key=lambda row: row["process_ns"] if row["lost"] is not None else -1)
-    largest = max([1.0] + [max(row["process_ns"], row["machine_ns"]) for row in rows])
+    largest = max([1.0] + [max(row["process_ns"], row["machine_ns"] or 0) for row in rows])
     room = WIDTH - LABEL - VALUE
     scale = room / largest
     bottom = TOP + ROW * len(rows)
@@ -71,16 +71,19 @@ def axis(largest, scale, bottom):
 def bar(row, y, scale):
     own = row["name"].startswith("sipreel")
     dark, light = (OWN, OWN_LIGHT) if own else (PEER, PEER_LIGHT)
-    process, machine = row["process_ns"], row["machine_ns"]
-    shown = [text(LABEL - 8, y + 24, row["name"], 12, "end", weight="bold" if own else "normal")]
+    process, machine = row["process_ns"], row["machine_ns"] or 0
+    shown = [text(LABEL - 8, y + 18, row["name"], 12, "end", weight="bold" if own else "normal")]
     if row["lost"] is None:
         shown += [rectangle(LABEL, y + 8, machine * scale, 22, light)]
-        return [*shown, text(LABEL + machine * scale + 6, y + 23, f"{machine:,.0f} (nobody receives)", 11)]
+        known = f"{machine:,.0f}" if machine else "not known"
+        return [*shown, text(LABEL + machine * scale + 6, y + 23, f"{known} (machine, nobody receives)", 11)]
     shown += [rectangle(LABEL, y + 4, process * scale, 18, dark), rectangle(LABEL, y + 22, machine * scale, 12, light)]
     shown += [text(LABEL + process * scale + 6, y + 18, f"{process:,.0f}", 12, weight="bold")]
-    shown += [text(LABEL + machine * scale + 6, y + 32, f"{machine:,.0f}", 10, colour="#666")]
+    if machine:
+        shown += [text(LABEL + machine * scale + 6, y + 32, f"{machine:,.0f}", 10, colour="#666")]
     lost, share = row["lost"], row["lost"] / max(row["sent"], 1)
     verdict = "nothing lost" if lost == 0 else f"{lost:,} lost ({share:.2%})"
+    verdict += "" if row["counted"] == "files" else ", no files"
     return [*shown, text(WIDTH - 12, y + 18, verdict, 12, "end", "#1e7d34" if lost == 0 else "#b3261e")]
 
 

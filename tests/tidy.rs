@@ -45,8 +45,8 @@ const EFFECTS: &[&str] = &[
 /// All of the library that the load tool may use, so that a bug cannot cancel itself out.
 const LOAD_TOOL_MAY_USE: &[&str] = &["sipreel::proto::rtp", "sipreel::proto::pcap"];
 
-/// Where the load tool calls the kernel by itself.
-const LOAD_TOOL_UNSAFE: &[&str] = &["tools/load/bpf.rs", "tools/load/wire.rs"];
+/// Where the tools call the kernel by themselves.
+const TOOLS_UNSAFE: &[&str] = &["tools/load/bpf.rs", "tools/load/wire.rs", "tools/peers/floor.rs"];
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Rule {
@@ -330,12 +330,12 @@ impl<'a> Source<'a> {
     }
 
     fn must_be_safe(&self) -> bool {
-        let of_the_load_tool = self.path.starts_with("tools/") && !LOAD_TOOL_UNSAFE.contains(&self.path);
-        of_the_load_tool || self.module.is_some_and(|module| module != "engine")
+        let of_a_tool = self.path.starts_with("tools/") && !TOOLS_UNSAFE.contains(&self.path);
+        of_a_tool || self.module.is_some_and(|module| module != "engine")
     }
 
     fn must_justify(&self) -> bool {
-        self.module == Some("engine") || LOAD_TOOL_UNSAFE.contains(&self.path)
+        self.module == Some("engine") || TOOLS_UNSAFE.contains(&self.path)
     }
 
     /// A SAFETY comment on the line, or in the comment above the statement that begins within four lines; for an unsafe
