@@ -226,7 +226,8 @@ impl Recordings {
             (PortState::Unused, _) => return self.drop_packet(DropCause::NoSession),
             _ => return self.drop_packet(DropCause::AfterEnd),
         };
-        let address = datagram.to.unwrap_or(live.streams[usize::from(stream)].address);
+        // Not looked at where the packet says it: it would be two cold lines.
+        let address = datagram.to.unwrap_or_else(|| live.streams[usize::from(stream)].address);
         let packet = Packet {
             at: datagram.at.unwrap_or(now.wall),
             from: datagram.from,
