@@ -16,6 +16,7 @@ use crossbeam::channel::{Receiver, Sender};
 use super::commit::Finished;
 use super::disk;
 use super::mailbox::{Letter, Mailbox, Opened};
+use crate::limits;
 use crate::session::{Failure, RecordingKey, SmallFile};
 
 /// Owner and group may look into recordings; nobody else.
@@ -168,14 +169,24 @@ fn media_file(part: &Path, path: &str, file: &NewFile) -> Result<File, Failure> 
     let at = |what| move |e: io::Error| Failure::new(what, format!("{path}.part/{}", file.name), &e);
     let full = part.join(&file.name);
     let mut opened = create_file(&full).map_err(at("create file"))?;
-    opened.write_all(&file.header).map_err(|e| {
+    let begun =
+        if file.direct { begin_directly(&opened, &file.header) } else { opened.write_all(&file.header) };
+    begun.map_err(|e| {
         let _ = fs::remove_file(&full);
         at("write file header")(e)
     })?;
-    if file.direct {
-        disk::write_directly(&opened).map_err(at("switch to direct writes"))?;
-    }
     Ok(opened)
+}
+
+/// A header left in the page cache would make the first direct write wait until it is on disk.
+fn begin_directly(file: &File, header: &[u8]) -> io::Result<()> {
+    disk::write_directly(file)?;
+    let mut aligned = vec![0u8; header.len() + limits::DISK_ALIGNMENT];
+    let start = aligned.as_ptr().align_offset(limits::DISK_ALIGNMENT);
+    let header_aligned = &mut aligned[start..start + header.len()];
+    header_aligned.copy_from_slice(header);
+    let mut file = file;
+    file.write_all(header_aligned)
 }
 
 /// The hour's directory is there after its first recording, so the usual way is one call.

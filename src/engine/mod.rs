@@ -459,6 +459,8 @@ struct Parts {
 impl Parts {
     fn assemble(self) -> Result<Reactor, String> {
         cpu::pin(self.core).map_err(|e| format!("cannot run on core {} ({e}): check --cores", self.core))?;
+        // Without it packets wait a little longer in their rings while others have the core.
+        let _ = cpu::run_soon(limits::REACTOR_SLICE);
         let sockets = self.part.files();
         let mut ring = Ring::new((sockets + self.files) as u32)?;
         let media = self.part.arm(&mut ring)?;
