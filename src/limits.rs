@@ -219,7 +219,8 @@ pub const DISK_PROBE_BYTES: u64 = 4 << 30;
 pub const PROBLEMS_MAX: usize = 64;
 /// Jobs waiting for the directory thread, per reactor: an INVITE, its metadata and its end, for each of 4,000 calls.
 pub const DIRECTORY_JOBS_MAX: usize = 16_384;
-/// One write block, unless --block-size says otherwise; also the least. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and, at 4 KiB, packets.
+/// One write block, unless --block-size says otherwise; also the least. 64 KiB makes one write of 285 G.711 packets; smaller
+/// blocks cost CPU and, at 4 KiB, packets.
 pub const BLOCK_SIZE: usize = 64 * 1024;
 /// Direct writes begin and end at multiples of this: the block size of file systems and disks.
 pub const DISK_ALIGNMENT: usize = 4_096;

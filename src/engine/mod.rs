@@ -63,7 +63,7 @@ use mailbox::Inbox;
 use media_source::{Attached, Kind, Part, Request};
 use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
-use recordings::Recordings;
+use recordings::{Recordings, Storage};
 use ring::Ring;
 
 /// What the recorder is to do; the shell has checked that it makes sense.
@@ -468,16 +468,9 @@ impl Parts {
         let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
         let files = Files::new(sockets as u32, self.files, self.write_latency, self.counters.clone());
         let pool = Pool::new(self.files + limits::BLOCKS_SPARE + self.files / 2, self.block_size)?;
-        let recordings = Recordings::new(
-            media.ports(),
-            self.sessions,
-            files,
-            pool,
-            self.direct,
-            self.flush_interval,
-            self.jobs,
-            self.counters.clone(),
-        );
+        let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
+        let recordings =
+            Recordings::new(media.ports(), self.sessions, storage, self.jobs, self.counters.clone());
         Ok(Reactor {
             ring,
             media,

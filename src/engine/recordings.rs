@@ -104,6 +104,15 @@ struct Linger {
     asked: Wall,
 }
 
+/// Where a reactor's recordings go.
+pub struct Storage {
+    pub files: Files,
+    pub pool: Pool,
+    /// The file system takes writes past the page cache.
+    pub direct: bool,
+    pub flush_interval: Duration,
+}
+
 pub struct Recordings {
     ports: Vec<PortUse>,
     live: Vec<Option<Box<Live>>>,
@@ -156,15 +165,12 @@ impl Recordings {
     pub fn new(
         ports: usize,
         sessions: usize,
-        files: Files,
-        pool: Pool,
-        direct: bool,
-        flush_interval: Duration,
+        storage: Storage,
         jobs: Sender<Job>,
         counters: Arc<ReactorCounters>,
     ) -> Recordings {
         let unused = PortUse { recording: 0, stream: 0, channel: Channel::Rtp, state: PortState::Unused };
-        counters.blocks_total.set(pool.total() as u64);
+        counters.blocks_total.set(storage.pool.total() as u64);
         Recordings {
             // One more: the ports that are not ours.
             ports: vec![unused; ports + 1],
@@ -173,11 +179,11 @@ impl Recordings {
             sweep_from: 0,
             ending: Vec::new(),
             opening: 0,
-            files,
-            pool,
+            files: storage.files,
+            pool: storage.pool,
             writes: Vec::with_capacity(limits::WRITES_PER_PACKET + limits::STREAMS_PER_RECORDING_MAX),
-            direct,
-            flush_interval,
+            direct: storage.direct,
+            flush_interval: storage.flush_interval,
             jobs: Jobs { queue: jobs, kept: VecDeque::new() },
             counters,
             shared_drops: 0,
@@ -851,16 +857,9 @@ mod tests {
             let (queue, jobs) = bounded(64);
             let files = Files::new(8, 8, Recorded::new().0, counters.clone());
             let flush = Duration::from_secs(2);
-            let recordings = Recordings::new(
-                8,
-                4,
-                files,
-                Pool::new(8, limits::BLOCK_SIZE).unwrap(),
-                false,
-                flush,
-                queue,
-                counters.clone(),
-            );
+            let pool = Pool::new(8, limits::BLOCK_SIZE).unwrap();
+            let storage = Storage { files, pool, direct: false, flush_interval: flush };
+            let recordings = Recordings::new(8, 4, storage, queue, counters.clone());
             let (events, dir) = (Vec::new(), TempDir::new().unwrap());
             let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
             Bench { ring, media, ports, recordings, jobs, events, counters, dir, now }

@@ -99,7 +99,7 @@ impl Stage {
     #[inline]
     pub fn is_full_for(&self, wanted: usize) -> bool {
         let capacity = self.capacity();
-        self.len() + wanted > capacity - (capacity * usize::from(self.spared) >> 8) && self.len > 0
+        self.len() + wanted > capacity - ((capacity * usize::from(self.spared)) >> 8) && self.len > 0
     }
 
     /// The rest of the block, or all of a new one.

@@ -117,10 +117,9 @@ impl Request<'_> {
 
     fn best(&self) -> Result<Media, String> {
         let mut why_not = String::new();
-        let attempts: [(Kind, fn(&Self) -> Result<Media, String>); 2] =
-            [(Kind::Xdp, Request::xdp), (Kind::Steered, Request::steered)];
-        for (kind, attempt) in attempts {
-            match attempt(self) {
+        for kind in [Kind::Xdp, Kind::Steered] {
+            let attempt = if kind == Kind::Xdp { self.xdp() } else { self.steered() };
+            match attempt {
                 Ok(mut media) => {
                     media.account = format!("media source {}{}{why_not}", media.kind, media.account);
                     return Ok(media);

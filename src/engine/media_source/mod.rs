@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`sockets`] | a UDP socket for each port | nothing |
 //! | [`steered`] | a UDP socket for each reactor, to which a BPF program steers all its ports | CAP_BPF, CAP_NET_ADMIN |
-//! | [`xdp`] | the receive queues of interfaces, past the kernel's network stack; `steered` for what does not come that way | CAP_NET_RAW besides |
+//! | [`xdp`] | the receive queues of interfaces, past the kernel's stack; `steered` for the rest | CAP_NET_RAW besides |
 //!
 //! Each hands over the same: an [`Incoming`] with the index of its port, from `0` to [`MediaSource::ports`].
 
@@ -47,7 +47,7 @@ impl MediaSource {
     /// How many ports it receives; their indices are below.
     pub fn ports(&self) -> usize {
         match self {
-            MediaSource::Sockets(source) => source.len(),
+            MediaSource::Sockets(source) => source.ports(),
             MediaSource::Steered(source) => source.ports(),
             MediaSource::Xdp(source) => source.rest.ports(),
         }

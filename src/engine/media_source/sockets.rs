@@ -178,7 +178,7 @@ impl Sockets {
         Ok(sockets)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn ports(&self) -> usize {
         self.drops.len()
     }
 
@@ -242,6 +242,6 @@ mod tests {
         let mut ring = Ring::new(0).unwrap();
         let (bound, taken) = bind(None, std::iter::empty(), 5, Mono(0)).unwrap();
         assert!(taken.is_empty());
-        assert_eq!(Sockets::arm(bound, &mut ring).unwrap().len(), 0);
+        assert_eq!(Sockets::arm(bound, &mut ring).unwrap().ports(), 0);
     }
 }
