@@ -169,7 +169,7 @@ pub const DESCRIPTORS_RESERVED: usize = 2_048;
 /// Descriptors of one receive ring. A queue brings 1,000,000 packets/s and is reaped every 2 ms; a reactor that does not get
 /// its core for 60 ms finds them all.
 pub const XDP_RING: u32 = 65_536;
-/// Frames of one socket's memory, 64 MiB, and descriptors of its fill ring: a receive ring full of them, and as many for a
+/// Frames of one socket's memory, 256 MiB, and descriptors of its fill ring: a receive ring full of them, and as many for a
 /// zero-copy driver and its own ring. Where the kernel copies, the second half lies idle.
 pub const XDP_FRAMES: u32 = 2 * XDP_RING;
 /// One frame: the kernel keeps 256 bytes in front, the rest holds a frame of the usual MTU. Half a page, so that it never
