@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
@@ -11,7 +10,7 @@ use serde_json::Value;
 use crate::lab::{self, Lab};
 use crate::media::Leg;
 use crate::peers::installed;
-use crate::recorder::{PATIENCE, Recorder, Setup, eventually, number};
+use crate::recorder::{PATIENCE, Recorder, Setup, number};
 use crate::sources::{call, received};
 use crate::src::PCMU;
 
@@ -23,7 +22,8 @@ fn setup(lab: &Lab, source: &str) -> Setup {
 
 /// A call of one stream from the load's end, all of which is recorded.
 fn records_a_call(lab: &Lab, recorder: &Recorder) {
-    let (before, known) = (number(&recorder.stats()["media"], "received_packets"), recorder.recordings().len());
+    let (before, known) =
+        (number(&recorder.stats()["media"], "received_packets"), recorder.recordings().len());
     let leg = lab.inside("load", || {
         let (mut call, mut legs) = call(recorder, vec![PCMU], lab::LOAD[0], 0x7100_0000);
         legs[0].burst(10);
@@ -85,7 +85,7 @@ fn an_interface_that_another_has_is_left_to_it() {
 fn auto_takes_the_best() {
     let Some(lab) = Lab::up() else { return };
     let mut recorder = setup(&lab, "auto").start();
-    assert_eq!(account(&mut recorder), "media source xdp on lab0 (1 queues, native, copied)");
+    assert_eq!(account(&mut recorder), "media source xdp on lab0 (1 queue, native, copied)");
     recorder.stop();
     let mut recorder =
         Setup::new().ip(lab::RECORDER[0]).lab(&lab).flag("--media-source-kind", "auto").start();
@@ -96,24 +96,18 @@ fn auto_takes_the_best() {
 /// Nobody's user and group.
 const USER: u32 = 65_534;
 
-/// A recorder without root, with these capabilities and no other in any set.
+/// A recorder without root, with these capabilities and no other in any set. Where this process may not raise the limit of
+/// locked memory, CAP_IPC_LOCK stands for that.
 fn with(lab: &Lab, source: &str, capabilities: &[&str]) -> Setup {
     let raise = "--memlock=unlimited:unlimited";
-    let raised = Command::new("prlimit").args([raise, "true"]).output().unwrap().status.success();
-    // Memory is locked by this capability where the limit cannot be raised.
-    let more: &[&str] = if raised { &[] } else { &["ipc_lock"] };
+    let may_raise = Command::new("prlimit").args([raise, "true"]).output().unwrap().status.success();
+    let (program, first, more): (_, &[&str], &[&str]) =
+        if may_raise { ("prlimit", &[raise, "setpriv"], &[]) } else { ("setpriv", &[], &["ipc_lock"]) };
     let set: String = [capabilities, more].concat().iter().map(|name| format!(",+{name}")).collect();
-    let sets = ["inh-caps", "ambient-caps", "bounding-set"].map(|name| format!("--{name}=-all{set}"));
-    let mut arguments: Vec<String> = if raised { vec![raise.into()] } else { vec!["--pid=0".into()] };
-    if raised {
-        arguments.push("setpriv".into());
-    } else {
-        arguments.clear();
-    }
-    arguments.extend([format!("--reuid={USER}"), format!("--regid={USER}"), "--clear-groups".into()]);
-    arguments.push("--no-new-privs".into());
-    arguments.extend(sets);
-    let program = if raised { "prlimit" } else { "setpriv" };
+    let mut arguments: Vec<String> = first.iter().map(|&word| word.to_owned()).collect();
+    arguments.extend([format!("--reuid={USER}"), format!("--regid={USER}")]);
+    arguments.extend(["--clear-groups".to_owned(), "--no-new-privs".to_owned()]);
+    arguments.extend(["inh-caps", "ambient-caps", "bounding-set"].map(|name| format!("--{name}=-all{set}")));
     let setup = Setup::new().ip(lab::RECORDER[0]).lab_by(lab, program, &arguments).owned_by(USER);
     setup.source(source)
 }
@@ -305,7 +299,8 @@ fn only_the_media_address_is_taken() {
         let mut recorder = setup(&lab, source).flag("--media-ip", "10.99.0.3").start();
         let leg = lab.inside("load", || {
             let (mut call, legs) = call(&recorder, vec![PCMU], lab::LOAD[0], 0x7400_0000);
-            let (to, other) = (legs[0].to(), lab.inside("recorder", || UdpSocket::bind(legs[0].to()).unwrap()));
+            let (to, other) =
+                (legs[0].to(), lab.inside("recorder", || UdpSocket::bind(legs[0].to()).unwrap()));
             other.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut leg = Leg::between(lab::LOAD[0].parse().unwrap(), ([10, 99, 0, 3], to.port()).into(), 7);
             for _ in 0..10 {
