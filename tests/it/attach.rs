@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::lab::{self, Lab};
-use crate::media::Leg;
+use crate::media::{Leg, talk};
 use crate::peers::installed;
 use crate::recorder::{PATIENCE, Recorder, Setup, number};
 use crate::sources::{call, received};
@@ -143,6 +143,34 @@ fn three_capabilities_are_enough_and_are_dropped() {
         records_a_call(&lab, &recorder);
         recorder.stop();
     }
+}
+
+/// The program learns of it from a recorder that has no capability any more.
+#[test]
+fn an_address_that_comes_later() {
+    if !installed(&["setpriv", "prlimit"]) {
+        return;
+    }
+    let Some(lab) = Lab::up() else { return };
+    let mut recorder = with(&lab, "xdp", &["net_admin", "bpf", "net_raw"]).start();
+    lab.ip("recorder", "address add 10.99.0.9/24 dev lab0");
+    lab.ip("load", "neighbour replace 10.99.0.9 lladdr 02:00:00:00:99:02 dev lab0 nud permanent");
+    let leg = lab.inside("load", || {
+        let (mut call, legs) = call(&recorder, vec![PCMU], lab::LOAD[0], 0x7500_0000);
+        let to = ([10, 99, 0, 9], legs[0].to().port()).into();
+        let mut leg = Leg::between(lab::LOAD[0].parse().unwrap(), to, 9);
+        // For longer than until it is looked for; before, a socket takes what comes.
+        talk(&mut [&mut leg], 75);
+        received(&recorder, 75);
+        call.hang_up();
+        leg
+    });
+    let recording = recorder.recording();
+    recording.check_whole();
+    let pcap = recording.pcap();
+    assert!(pcap.payloads_to(leg.to().port()) == leg.sent);
+    assert!(pcap.to_port(leg.to().port()).last().unwrap().is_from_wire());
+    recorder.stop();
 }
 
 /// What is left of root still writes to its directory.

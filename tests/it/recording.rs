@@ -93,6 +93,13 @@ pub struct Datagram {
     pub frame: Vec<u8>,
 }
 
+impl Datagram {
+    /// Its frame was addressed to the recorder's end of a lab; one that the recorder has made up was not.
+    pub fn is_from_wire(&self) -> bool {
+        self.frame[..6] == [2, 0, 0, 0, 0x99, 2]
+    }
+}
+
 impl Pcap {
     /// Nanosecond pcap, little endian, Ethernet. It must end at the end of a record.
     #[track_caller]

@@ -85,6 +85,7 @@ fn captured(source: &str, family: usize) -> Vec<Content> {
         for leg in legs {
             let rtp = pcap.to_port(leg.to().port());
             check(&rtp, ip(lab::LOAD[family]), recorder.udp.ip(), since);
+            assert!(rtp.iter().all(|datagram| datagram.is_from_wire() == (source == "xdp")));
             let rtp = pcap.payloads_to(leg.to().port());
             assert!(rtp == leg.sent, "{source}");
             let rtcp = pcap.payloads_to(leg.to().port() + 1);
