@@ -12,6 +12,7 @@ mod recorder;
 mod recording;
 mod src;
 
+mod attach;
 mod dialog;
 mod disk;
 mod formats;
@@ -19,6 +20,7 @@ mod hostile;
 mod life;
 mod load;
 mod sipp;
+mod sources;
 mod stats;
 mod vendors;
 mod wire;

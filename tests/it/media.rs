@@ -22,12 +22,17 @@ pub struct Leg {
 }
 
 impl Leg {
+    /// From and to the same address: on loopback.
     pub fn new(ip: IpAddr, port: u16, ssrc: u32) -> Leg {
-        let socket = || UdpSocket::bind((ip, 0)).unwrap();
+        Leg::between(ip, SocketAddr::new(ip, port), ssrc)
+    }
+
+    pub fn between(from: IpAddr, to: SocketAddr, ssrc: u32) -> Leg {
+        let socket = || UdpSocket::bind((from, 0)).unwrap();
         Leg {
             rtp: socket(),
             rtcp: socket(),
-            to: SocketAddr::new(ip, port),
+            to,
             ssrc,
             payload_type: 0,
             // Near the turn-over, so that every test has it.
@@ -35,6 +40,14 @@ impl Leg {
             timestamp: 0xffff_ff00,
             sent: Vec::new(),
         }
+    }
+
+    pub fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    pub fn socket(&self) -> &UdpSocket {
+        &self.rtp
     }
 
     /// Where its RTP comes from.
