@@ -1071,6 +1071,44 @@ mod tests {
     }
 
     #[test]
+    fn reports_are_due_every_few_seconds_as_long_as_packets_come() {
+        let mut bench = Bench::new();
+        let reports = Reports::new("srs".into(), bench.counters.clone());
+        bench.recordings.reports = Some(reports);
+        let peer = std::net::UdpSocket::bind((LOCAL, 0)).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let rtcp = peer.local_addr().unwrap();
+        let from = SocketAddr::new(LOCAL, rtcp.port() - 1);
+        let sent_after = |bench: &mut Bench, seconds: u64, packets: u8| {
+            for sequence in 0..packets {
+                let bytes = [0x80, 0, 0, sequence, 0, 0, 0, 0, 0, 0, 0, 7, 0xff];
+                let mut incoming = incoming(0, &bytes, false);
+                incoming.datagram.from = from;
+                bench.recordings.packet(&mut bench.ring, &incoming, bench.now).unwrap();
+            }
+            bench.now.mono = bench.now.mono + Duration::from_secs(seconds);
+            bench.recordings.sweep(&mut bench.ring, &mut bench.media, bench.now).unwrap();
+            bench.counters.rtcp_sent.get()
+        };
+        bench.open(KEY, Format::Pcap);
+        assert_eq!(sent_after(&mut bench, 1, 0), 0, "nothing to report");
+        assert_eq!(sent_after(&mut bench, 0, 2), 1, "at once");
+        assert_eq!(sent_after(&mut bench, 2, 3), 1, "not due");
+        assert_eq!(sent_after(&mut bench, 6, 0), 2);
+        assert_eq!(sent_after(&mut bench, 60, 0), 2, "silence is not reported");
+        bench.close();
+        assert_eq!(sent_after(&mut bench, 60, 1), 2, "nor is what comes after the end");
+        let mut packet = [0; 100];
+        for highest in [1, 2] {
+            let (len, sender) = peer.recv_from(&mut packet).unwrap();
+            assert_eq!((len, sender), (48, SocketAddr::new(LOCAL, bench.ports[0] + 1)));
+            assert_eq!((packet[1], packet[11], packet[19]), (201, 7, highest));
+        }
+        bench.finished();
+        bench.accounted();
+    }
+
+    #[test]
     fn what_found_no_block_or_was_cut_is_in_the_manifest() {
         let mut bench = Bench::new();
         bench.open(KEY, Format::Pcap);

@@ -779,6 +779,7 @@ mod tests {
     use crate::media::{Block, Data};
     use crate::proto::pcap::frame_record_len;
     use crate::proto::pcap::reading::{datagram, records};
+    use crate::proto::rtcp::ReportBlock;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -1346,6 +1347,40 @@ mod tests {
         let long = recording.add_stream(spec(&"x".repeat(1_000), &opus()));
         assert_eq!(recording.file_name(long).len(), 68);
         assert_eq!(recording.file_name(99), "");
+    }
+
+    #[test]
+    fn a_report_tells_what_came_of_its_stream() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu(), &pcmu()]);
+        let audio = |bench: &mut Bench, n: u16, late: u64| {
+            bench.audio(1, u64::from(n) * 20 + late, 65_530u16.wrapping_add(n), u32::from(n) * 160, 1);
+        };
+        // One of twelve is lost, one comes 8 ms late: 64 ticks, twice, less a sixteenth of 64, of which a sixteenth is told.
+        (0..12).filter(|&n| n != 5).for_each(|n| audio(&mut bench, n, if n == 10 { 8 } else { 0 }));
+        assert_eq!(bench.recording.receiver_report(0, Wall(START)), None, "nothing came to this one");
+        let report = bench.recording.receiver_report(1, Wall(START)).unwrap();
+        let mut block =
+            ReportBlock { ssrc: 7, fraction_lost: 21, lost: 1, highest: 65_541, ..ReportBlock::default() };
+        block.jitter = 7;
+        assert_eq!(
+            (report.to, report.channel, report.blocks()),
+            (address(1, 40_001), Channel::Rtcp, &[block][..])
+        );
+        assert_eq!(report.local, address(2, 0).ip());
+
+        let mut sender_report = [0; 28];
+        sender_report[..16].copy_from_slice(&[0x80, 200, 0, 6, 0, 0, 0, 7, 1, 2, 3, 4, 5, 6, 7, 8]);
+        bench.send(1, Channel::Rtcp, START + 300 * MS, &sender_report).unwrap();
+        assert_eq!(bench.recording.receiver_report(1, Wall(START)), None, "no RTP since");
+        audio(&mut bench, 12, 0);
+        let report = bench.recording.receiver_report(1, Wall(START + 1_800 * MS)).unwrap();
+        let [block] = report.blocks() else { panic!("{report:?}") };
+        assert_eq!(
+            (block.fraction_lost, block.last_report, block.since_last_report),
+            (0, 0x0304_0506, 98_304)
+        );
+        assert_eq!(report.to, address(1, 40_000), "where RTCP came from");
+        bench.flush();
     }
 
     #[test]

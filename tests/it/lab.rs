@@ -1,6 +1,8 @@
 //! A wire of a test's own: `perf/lab`'s two network namespaces, the recorder's box in one and who loads it in the other.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,6 +52,22 @@ impl Lab {
         let mut command = self.perf("exec");
         command.arg(end).arg(program);
         command
+    }
+
+    /// Runs `test` in one of the two, on a thread that ends with it.
+    pub fn inside(&self, end: &str, test: impl FnOnce() + Send) {
+        let namespace = File::open(format!("/run/netns/{}-{end}", self.name)).unwrap();
+        let enter = || {
+            // SAFETY: the descriptor is that of a namespace, and only this thread enters it.
+            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+            test();
+        };
+        std::thread::scope(|scope| {
+            if let Err(panic) = scope.spawn(enter).join() {
+                std::panic::resume_unwind(panic);
+            }
+        });
     }
 
     fn perf(&self, what: &str) -> Command {

@@ -18,6 +18,7 @@ mod formats;
 mod hostile;
 mod life;
 mod load;
+mod rtcp;
 mod sipp;
 mod stats;
 mod vendors;
