@@ -53,8 +53,9 @@ struct Known {
     /// As last reported.
     received: u64,
     lost: u64,
-    /// Its last report, and when it came.
-    report: Option<(SenderReport, Wall)>,
+    /// Time in its last report, and when that came; 0 and 0 before the first.
+    report: u32,
+    report_at: Wall,
 }
 
 impl Feedback {
@@ -70,7 +71,7 @@ impl Feedback {
     /// A report of the source with this index.
     pub fn sender_report(&mut self, source: usize, report: SenderReport, at: Wall) {
         if let Some(source) = self.sources.get_mut(source) {
-            source.report = Some((report, at));
+            (source.report, source.report_at) = (report.time, at);
         }
     }
 
@@ -116,16 +117,15 @@ impl Known {
         let lost = figures.lost.saturating_sub(self.lost);
         let expected = lost + figures.received.saturating_sub(self.received);
         (self.received, self.lost) = (figures.received, figures.lost);
-        let (last_report, since) =
-            self.report.map_or((0, 0), |(report, at)| (report.time, now.0.saturating_sub(at.0)));
+        let came = if self.report_at == Wall(0) { now } else { self.report_at };
         ReportBlock {
             ssrc: figures.ssrc,
             fraction_lost: ((lost << 8) / expected.max(1)).min(255) as u8,
             lost: figures.lost,
             highest: figures.highest,
             jitter: figures.jitter,
-            last_report,
-            since_last_report: fractions(since),
+            last_report: self.report,
+            since_last_report: fractions(now.0.saturating_sub(came.0)),
         }
     }
 }
