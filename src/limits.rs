@@ -275,6 +275,12 @@ pub const LABEL_IN_NAME_MAX: usize = 64;
 /// What one call of the packet path asks for at most: a block sent off, silence, a late packet's own write.
 pub const WRITES_PER_PACKET: usize = 3;
 
+/// How often a stream's sender is told what came of it, on average: the least that RFC 3550 §6.2 knows. A report of 100 bytes
+/// is a 400th of a G.711 stream, far below the twentieth that is RTCP's.
+pub const RTCP_INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes of one RTCP packet that we send: every source of a stream, and our CNAME.
+pub const RTCP_PACKET_MAX: usize = 256;
+
 // The window of sequence numbers that tells late from duplicate is 128 bits wide.
 const _: () = assert!(SEQ_MISORDER_MAX < 128);
 

@@ -31,6 +31,7 @@ pub mod probe;
 mod published;
 mod reactor;
 mod recordings;
+mod reports;
 mod ring;
 mod tcp;
 mod udp;
@@ -64,6 +65,7 @@ use media_source::{Attached, Kind, Part, Request};
 use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
 use recordings::{Recordings, Storage};
+use reports::Reports;
 use ring::Ring;
 
 /// What the recorder is to do; the shell has checked that it makes sense.
@@ -87,6 +89,8 @@ pub struct Settings {
     /// Bytes of a write block: a multiple of `limits::DISK_ALIGNMENT`.
     pub block_size: usize,
     pub flush_interval: Duration,
+    /// Those who send media are told by RTCP what came of it.
+    pub rtcp_reports: bool,
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
 }
@@ -231,6 +235,7 @@ impl Recorder {
         let mut parts = Vec::new();
         let (sip_udp, mut sip_udp_sockets) = by_reactor(sip_udp, reactors);
         let (sip_tcp, mut sip_tcp_sockets) = by_reactor(sip_tcp, reactors);
+        let cname = reports::cname();
         for (index, part) in media.parts.into_iter().enumerate() {
             let (mailbox, inbox) =
                 mailbox::mailbox().map_err(|e| format!("creating an eventfd failed: {e}"))?;
@@ -256,6 +261,7 @@ impl Recorder {
                 direct,
                 block_size: settings.block_size,
                 flush_interval: settings.flush_interval,
+                reports: settings.rtcp_reports.then(|| Reports::new(cname.clone(), counters.clone())),
                 write_latency,
                 batch,
                 counters,
@@ -449,6 +455,7 @@ struct Parts {
     direct: bool,
     block_size: usize,
     flush_interval: Duration,
+    reports: Option<Reports>,
     write_latency: Recorded,
     batch: Recorded,
     counters: Arc<ReactorCounters>,
@@ -470,7 +477,8 @@ impl Parts {
         let pool = Pool::new(blocks::wanted(self.files, self.block_size), self.block_size)?;
         let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
         let recordings =
-            Recordings::new(media.ports(), self.sessions, storage, self.jobs, self.counters.clone());
+            Recordings::new(media.ports(), self.sessions, storage, self.jobs, self.counters.clone())
+                .reporting(self.reports);
         Ok(Reactor {
             ring,
             media,

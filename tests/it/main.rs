@@ -19,6 +19,7 @@ mod formats;
 mod hostile;
 mod life;
 mod load;
+mod rtcp;
 mod sipp;
 mod sources;
 mod stats;

@@ -187,6 +187,16 @@ fn force_receive_buffer(socket: &Socket) {
     }
 }
 
+/// Sends one datagram from a port that is steered, over a socket that is bound to it for the moment. It takes nothing of what
+/// comes: the program is asked before a socket is looked for by its port alone. Only a connected one would be found before
+/// that, so it never is.
+pub fn send(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    let socket =
+        Socket::new(Domain::for_address(from), Type::DGRAM.cloexec().nonblocking(), Some(Protocol::UDP))?;
+    socket.bind(&from.into())?;
+    socket.send_to(bytes, &to.into()).map(drop)
+}
+
 /// The armed sockets of one reactor.
 pub struct Steered {
     sockets: Vec<Socket>,
@@ -304,6 +314,7 @@ impl Steered {
 #[cfg(test)]
 mod tests {
     use std::net::UdpSocket;
+    use std::time::Duration;
 
     use super::*;
 
@@ -329,5 +340,24 @@ mod tests {
         drop(held);
         assert_eq!(local_port("  12: 0100007F:4E20 00000000:0000 07 00000000:00000000"), Some(20_000));
         assert_eq!(local_port("sl"), None);
+    }
+
+    #[test]
+    fn what_is_sent_comes_from_the_port_and_the_address_given() {
+        for (from, peer) in [("127.0.0.2:11002", "127.0.0.1:0"), ("[::1]:11003", "[::1]:0")] {
+            let peer = UdpSocket::bind(peer).unwrap();
+            peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let from: SocketAddr = from.parse().unwrap();
+            for _ in 0..2 {
+                send(from, peer.local_addr().unwrap(), b"report").unwrap();
+                let mut buffer = [0; 16];
+                let (len, sender) = peer.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..len], sender), (&b"report"[..], from));
+            }
+            let taken = UdpSocket::bind(from).unwrap();
+            let refused = send(from, peer.local_addr().unwrap(), b"report").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            drop(taken);
+        }
     }
 }
