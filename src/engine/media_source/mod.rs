@@ -112,8 +112,8 @@ impl MediaSource {
     pub fn send(&self, index: u32, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         match self {
             MediaSource::Sockets(source) => source.send(index, from.ip(), to, bytes),
-            // No socket has the port, and it is bound as long as it takes.
-            MediaSource::Steered(_) | MediaSource::Xdp(_) => steered::send(from, to, bytes),
+            MediaSource::Steered(source) => source.send(from, to, bytes),
+            MediaSource::Xdp(source) => source.rest.send(from, to, bytes),
         }
     }
 

@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use etherparse::PacketBuilder;
 use io_uring::opcode;
 use io_uring::types::Fixed;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -28,10 +29,14 @@ use crate::limits;
 const GROUP: u16 = 0;
 /// Ports below take a privilege.
 const PRIVILEGED: u16 = 1_024;
+/// Bytes of the longer headers, IPv6's, and hops of what we send.
+const IP_AND_UDP: usize = 40 + 8;
+const TTL: u8 = 64;
 
 /// The sockets of one reactor: IPv4, IPv6; those of a family that the host or the media address does not have are missing.
 pub struct Bound {
     sockets: [Option<Socket>; 2],
+    sender: Sender,
     first: u16,
     ports: usize,
 }
@@ -134,7 +139,7 @@ impl Bound {
             other => other.transpose()?,
         };
         let ports = usize::from(last - first) + 1;
-        Ok(Bound { sockets: [v4, v6], first, ports })
+        Ok(Bound { sockets: [v4, v6], sender: Sender::new(), first, ports })
     }
 }
 
@@ -187,10 +192,46 @@ fn force_receive_buffer(socket: &Socket) {
     }
 }
 
-/// Sends one datagram from a port that is steered, over a socket that is bound to it for the moment. It takes nothing of what
-/// comes: the program is asked before a socket is looked for by its port alone. Only a connected one would be found before
-/// that, so it never is.
-pub fn send(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+/// Sends from ports that no socket has: those that are steered.
+struct Sender {
+    /// IPv4, IPv6: sockets that take whole IP packets and receive none. They take CAP_NET_RAW when they are made.
+    raw: [Option<Socket>; 2],
+}
+
+impl Sender {
+    fn new() -> Sender {
+        // The type is IPPROTO_RAW's: headers included.
+        let raw = |domain| {
+            Socket::new(domain, Type::RAW.cloexec().nonblocking(), Some(Protocol::from(libc::IPPROTO_RAW)))
+        };
+        Sender { raw: [raw(Domain::IPV4).ok(), raw(Domain::IPV6).ok()] }
+    }
+
+    /// At once or not at all.
+    fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let (socket, builder) = match (from.ip().to_canonical(), to.ip().to_canonical()) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                (&self.raw[0], PacketBuilder::ipv4(from.octets(), to.octets(), TTL))
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                (&self.raw[1], PacketBuilder::ipv6(from.octets(), to.octets(), TTL))
+            }
+            _ => return Err(io::ErrorKind::InvalidInput.into()),
+        };
+        let Some(socket) = socket else { return send_bound(from, to, bytes) };
+        let mut packet = [0u8; IP_AND_UDP + limits::RTCP_PACKET_MAX];
+        let built = builder.udp(from.port(), to.port());
+        let len = built.size(bytes.len());
+        let room = packet.get_mut(..len).ok_or(io::ErrorKind::InvalidInput)?;
+        built.write(&mut &mut *room, bytes).map_err(io::Error::other)?;
+        // The port is in the packet; of an IPv6 address the kernel wants none beside it.
+        socket.send_to(room, &SocketAddr::new(to.ip().to_canonical(), 0).into()).map(drop)
+    }
+}
+
+/// Without the privilege: a socket bound for as long as it takes. It is never connected, since the kernel looks for a connected
+/// socket before it asks the program; so it takes nothing of what comes.
+fn send_bound(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
     let socket =
         Socket::new(Domain::for_address(from), Type::DGRAM.cloexec().nonblocking(), Some(Protocol::UDP))?;
     socket.bind(&from.into())?;
@@ -200,6 +241,7 @@ pub fn send(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
 /// The armed sockets of one reactor.
 pub struct Steered {
     sockets: Vec<Socket>,
+    sender: Sender,
     first: u16,
     ports: usize,
     buffers: Buffers,
@@ -225,6 +267,7 @@ impl Steered {
         let count = sockets.len();
         let mut steered = Steered {
             sockets,
+            sender: bound.sender,
             first: bound.first,
             ports: bound.ports,
             buffers,
@@ -235,6 +278,11 @@ impl Steered {
         };
         steered.publish(ring).map_err(|e| format!("arming the steered media sockets failed: {e}"))?;
         Ok(steered)
+    }
+
+    /// As [`super::MediaSource::send`].
+    pub fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        self.sender.send(from, to, bytes)
     }
 
     pub fn first(&self) -> u16 {
@@ -348,14 +396,17 @@ mod tests {
             let peer = UdpSocket::bind(peer).unwrap();
             peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let from: SocketAddr = from.parse().unwrap();
-            for _ in 0..2 {
+            let sender = Sender::new();
+            type Way<'a> = &'a dyn Fn(SocketAddr, SocketAddr, &[u8]) -> io::Result<()>;
+            let ways: [Way<'_>; 2] = [&|from, to, bytes| sender.send(from, to, bytes), &send_bound];
+            for send in ways {
                 send(from, peer.local_addr().unwrap(), b"report").unwrap();
                 let mut buffer = [0; 16];
                 let (len, sender) = peer.recv_from(&mut buffer).unwrap();
                 assert_eq!((&buffer[..len], sender), (&b"report"[..], from));
             }
             let taken = UdpSocket::bind(from).unwrap();
-            let refused = send(from, peer.local_addr().unwrap(), b"report").unwrap_err();
+            let refused = send_bound(from, peer.local_addr().unwrap(), b"report").unwrap_err();
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
             drop(taken);
         }
