@@ -338,8 +338,10 @@ impl Recorder {
     }
 }
 
-/// What the media sources needed was needed to make them. CAP_SYS_ADMIN, which nothing here uses, would stand for it.
-fn drop_capabilities() -> Result<(), StartError> {
+/// Takes from the calling thread, and from those that it makes, what is only needed to make the media sources.
+/// CAP_SYS_ADMIN, which nothing here uses, would stand for it. [`Recorder::start`] does it; threads that were there before
+/// have to.
+pub fn drop_capabilities() -> Result<(), StartError> {
     capability::drop_all(&[Capability::NetAdmin, Capability::NetRaw, Capability::Bpf, Capability::SysAdmin])
         .map_err(|e| StartError(format!("capabilities cannot be dropped ({e}): see capabilities(7)")))
 }

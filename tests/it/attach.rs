@@ -323,8 +323,11 @@ fn only_the_media_address_is_taken() {
     let Some(lab) = Lab::up() else { return };
     lab.ip("recorder", "address add 10.99.0.3/24 dev lab0");
     lab.ip("load", "neighbour replace 10.99.0.3 lladdr 02:00:00:00:99:02 dev lab0 nud permanent");
+    // Bound before: no reason to leave out a pair.
+    let _other = lab.inside("recorder", || UdpSocket::bind((lab::RECORDER[0], 12_063)).unwrap());
     for source in XDP_OR_STEERED {
         let mut recorder = setup(&lab, source).flag("--media-ip", "10.99.0.3").start();
+        assert_eq!(recorder.port_pairs, 32);
         let leg = lab.inside("load", || {
             let (mut call, legs) = call(&recorder, vec![PCMU], lab::LOAD[0], 0x7400_0000);
             let (to, other) =

@@ -68,10 +68,13 @@ impl Lab {
         })
     }
 
-    /// `ip` with these words as arguments, at this end.
+    /// `ip` with these words as arguments, at this end. It may complain of other labs, which come and go.
     #[track_caller]
     pub fn ip(&self, end: &str, words: &str) -> String {
-        crate::peers::output(self.command(end, "ip").args(words.split_whitespace()))
+        let mut command = self.command(end, "ip");
+        let Output { status, stdout, stderr } = command.args(words.split_whitespace()).output().unwrap();
+        assert!(status.success(), "ip {words}: {}", String::from_utf8_lossy(&stderr));
+        String::from_utf8(stdout).unwrap()
     }
 
     fn perf(&self, what: &str) -> Command {

@@ -59,7 +59,10 @@ fn the_balance_of_a_call() {
     assert_eq!((&stats["setup_ns"]["count"], &stats["sessions"]["total"]), (&1.into(), &1.into()));
     assert!(number(&stats["setup_ns"], "max") > 0);
     let size = recording.file("call.pcap").metadata().unwrap().len();
-    assert_eq!(stats["disk"]["bytes"], size - 24, "all but the header went through the ring");
+    // A header past the page cache is a multiple of 4 KiB, with the INVITE in it.
+    let header = size - number(&stats["disk"], "bytes");
+    let past_the_cache = header > 0 && header.is_multiple_of(4_096);
+    assert!(header == 24 || past_the_cache, "all but the header went through the ring: {header}");
     assert!(number(&stats["disk"], "writes") >= 1 && number(&stats["disk"], "errors") == 0);
     assert_eq!(stats["recordings"]["committed"], 1);
     // These are published a few times a second.

@@ -69,7 +69,7 @@ impl Steerage {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|e| format!("binding the sockets to steer to failed ({e}): check --media-ip"))?;
         let table = PortTable::new((first, last))?;
-        let foreign = foreign_ports_at((first, last), deadline);
+        let foreign = foreign_ports_at(ip, (first, last), deadline);
         let (taken, free): (Vec<u16>, Vec<u16>) =
             (first..last).step_by(2).partition(|rtp| foreign.contains(rtp) || foreign.contains(&(rtp + 1)));
         let pairs: Vec<(u8, u16)> =
@@ -90,9 +90,9 @@ impl Steerage {
     }
 }
 
-fn foreign_ports_at(range: (u16, u16), deadline: Mono) -> Vec<u16> {
+fn foreign_ports_at(ip: Option<IpAddr>, range: (u16, u16), deadline: Mono) -> Vec<u16> {
     loop {
-        let foreign = foreign_ports(range);
+        let foreign = foreign_ports(ip, range);
         if foreign.is_empty() || cpu::now().mono >= deadline {
             return foreign;
         }
@@ -100,23 +100,35 @@ fn foreign_ports_at(range: (u16, u16), deadline: Mono) -> Vec<u16> {
     }
 }
 
-/// Local ports of the range that somebody has bound, as /proc tells it for the network namespace of this thread.
-fn foreign_ports((first, last): (u16, u16)) -> Vec<u16> {
+/// Ports of the range that somebody has bound at our address, or at all if we or they have none, as /proc tells it for the network
+/// namespace of this thread.
+fn foreign_ports(ip: Option<IpAddr>, (first, last): (u16, u16)) -> Vec<u16> {
+    let theirs = |local: SocketAddr| ip.is_none_or(|ip| local.ip().is_unspecified() || local.ip() == ip);
     let mut ports: Vec<u16> = ["udp", "udp6"]
         .iter()
         .filter_map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok())
-        .flat_map(|text| text.lines().skip(1).filter_map(local_port).collect::<Vec<_>>())
-        .filter(|port| (first..=last).contains(port))
+        .flat_map(|text| text.lines().skip(1).filter_map(local).collect::<Vec<_>>())
+        .filter(|local| (first..=last).contains(&local.port()) && theirs(*local))
+        .map(|local| local.port())
         .collect();
     ports.sort_unstable();
     ports.dedup();
     ports
 }
 
-/// `sl local_address rem_address …`, addresses and ports in hexadecimal.
-fn local_port(line: &str) -> Option<u16> {
-    let (_, port) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
-    u16::from_str_radix(port, 16).ok()
+/// `sl local_address rem_address …`: words of addresses in hexadecimal as they lie in memory, then the port.
+fn local(line: &str) -> Option<SocketAddr> {
+    let (words, port) = line.split_whitespace().nth(1)?.rsplit_once(':')?;
+    let word = |n: usize| Some(u32::from_str_radix(words.get(n * 8..n * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    let ip: IpAddr = match words.len() {
+        8 => word(0)?.into(),
+        32 => {
+            let octets: [u8; 16] = [word(0)?, word(1)?, word(2)?, word(3)?].concat().try_into().ok()?;
+            IpAddr::from(octets).to_canonical()
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }
 
 impl Bound {
@@ -380,17 +392,6 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_others_have_are_known() {
-        let foreign = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        assert!(!foreign_ports((foreign, foreign)).contains(&foreign), "closed by now");
-        let held = UdpSocket::bind(("127.0.0.1", foreign)).unwrap();
-        assert_eq!(foreign_ports((foreign, foreign)), [foreign]);
-        drop(held);
-        assert_eq!(local_port("  12: 0100007F:4E20 00000000:0000 07 00000000:00000000"), Some(20_000));
-        assert_eq!(local_port("sl"), None);
-    }
-
-    #[test]
     fn what_is_sent_comes_from_the_port_and_the_address_given() {
         for (from, peer) in [("127.0.0.2:11002", "127.0.0.1:0"), ("[::1]:11003", "[::1]:0")] {
             let peer = UdpSocket::bind(peer).unwrap();
@@ -410,5 +411,29 @@ mod tests {
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
             drop(taken);
         }
+    }
+
+    #[test]
+    fn a_line_of_proc_says_who_is_bound() {
+        // As a little-endian machine prints them.
+        if cfg!(target_endian = "big") {
+            return;
+        }
+        let line = |address: &str| {
+            format!("  12: {address} 00000000:0000 07 00000000:00000000 00:00000000 0 0 0 2 0")
+        };
+        for (address, expected) in [
+            ("0200630A:2EE0", Some("10.99.0.2:12000")),
+            ("00000000:0035", Some("0.0.0.0:53")),
+            ("B80D0120000000000000000001000000:FFFF", Some("[2001:db8::1]:65535")),
+            ("0000000000000000FFFF00000200630A:2EE0", Some("10.99.0.2:12000")),
+            ("0200630A", None),
+            ("0200:2EE0", None),
+            ("0200630A:2EE0F", None),
+        ] {
+            let expected = expected.map(|text| text.parse::<SocketAddr>().unwrap());
+            assert_eq!(local(&line(address)), expected, "{address}");
+        }
+        assert_eq!(local(""), None);
     }
 }
