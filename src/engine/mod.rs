@@ -7,7 +7,7 @@
 //! | `directory` | making directories and files |
 //! | `commit` | hashes, manifests, sync, rename |
 
-mod blocks;
+pub mod blocks;
 mod bpf;
 mod buffers;
 mod capability;
@@ -474,7 +474,7 @@ impl Parts {
         let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
         let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
         let files = Files::new(sockets as u32, self.files, self.write_latency, self.counters.clone());
-        let pool = Pool::new(self.files + limits::BLOCKS_SPARE + self.files / 2, self.block_size)?;
+        let pool = Pool::new(blocks::wanted(self.files, self.block_size), self.block_size)?;
         let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
         let recordings =
             Recordings::new(media.ports(), self.sessions, storage, self.jobs, self.counters.clone())

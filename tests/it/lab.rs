@@ -54,20 +54,18 @@ impl Lab {
         command
     }
 
-    /// Runs `test` in one of the two, on a thread that ends with it.
-    pub fn inside(&self, end: &str, test: impl FnOnce() + Send) {
+    /// Does `work` on a thread inside `recorder` or `load`: its sockets are there, and the programs that it starts.
+    pub fn inside<T: Send>(&self, end: &str, work: impl FnOnce() -> T + Send) -> T {
         let namespace = File::open(format!("/run/netns/{}-{end}", self.name)).unwrap();
-        let enter = || {
-            // SAFETY: the descriptor is that of a namespace, and only this thread enters it.
-            let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
-            test();
-        };
         std::thread::scope(|scope| {
-            if let Err(panic) = scope.spawn(enter).join() {
-                std::panic::resume_unwind(panic);
-            }
-        });
+            let thread = scope.spawn(move || {
+                // SAFETY: the call takes no memory, and moves this thread alone.
+                let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+                assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     fn perf(&self, what: &str) -> Command {

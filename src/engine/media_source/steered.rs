@@ -25,6 +25,8 @@ use crate::limits;
 
 /// Buffer group of the media sockets.
 const GROUP: u16 = 0;
+/// Ports below take a privilege.
+const PRIVILEGED: u16 = 1_024;
 
 /// The sockets of one reactor: IPv4, IPv6; those of a family that the host or the media address does not have are missing.
 pub struct Bound {
@@ -123,21 +125,21 @@ impl Bound {
     }
 }
 
-/// Bound to a port of the kernel's choice, but not to one that is to be steered.
+/// Bound to a port outside of the range: no packet is to come to it but those that are steered. The kernel would choose one
+/// of its ephemeral range, which the media range may cover; the ports next to ours are as good.
 fn socket(ip: IpAddr, (first, last): (u16, u16)) -> io::Result<Socket> {
-    let mut refused = Vec::new();
-    loop {
+    let above = (u32::from(last) + 1..=u32::from(u16::MAX)).map(|port| port as u16);
+    let below = (PRIVILEGED..first).rev();
+    let mut failure = io::Error::from(io::ErrorKind::AddrInUse);
+    for port in above.chain(below).take(limits::STEERED_BIND_ATTEMPTS) {
         let socket = one_socket(ip)?;
-        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
-        if !(first..=last).contains(&port) {
-            return Ok(socket);
+        match socket.bind(&SocketAddr::new(ip, port).into()) {
+            Ok(()) => return Ok(socket),
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => failure = e,
+            Err(e) => return Err(e),
         }
-        if refused.len() == limits::STEERED_BIND_ATTEMPTS {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        // Kept until one is found, so that the kernel does not choose it again.
-        refused.push(socket);
     }
+    Err(failure)
 }
 
 fn one_socket(ip: IpAddr) -> io::Result<Socket> {
@@ -151,7 +153,6 @@ fn one_socket(ip: IpAddr) -> io::Result<Socket> {
         enable(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR)?;
     }
     force_receive_buffer(&socket);
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
     Ok(socket)
 }
 
@@ -321,5 +322,29 @@ mod tests {
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
             drop(taken);
         }
+    }
+
+    #[test]
+    fn sockets_to_steer_to_are_outside_of_the_range_however_wide_it_is() {
+        let local = |range| {
+            let socket = socket(Ipv4Addr::LOCALHOST.into(), range).unwrap();
+            (socket.local_addr().unwrap().as_socket().unwrap().port(), socket)
+        };
+        let (above, kept) = local((2_048, 65_001));
+        assert!(above > 65_001);
+        assert_ne!(local((2_048, 65_001)).0, above, "that one is taken");
+        drop(kept);
+        assert!((PRIVILEGED..2_048).contains(&local((2_048, 65_535)).0));
+    }
+
+    #[test]
+    fn ports_that_others_have_are_known() {
+        let foreign = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert!(!foreign_ports((foreign, foreign)).contains(&foreign), "closed by now");
+        let held = UdpSocket::bind(("127.0.0.1", foreign)).unwrap();
+        assert_eq!(foreign_ports((foreign, foreign)), [foreign]);
+        drop(held);
+        assert_eq!(local_port("  12: 0100007F:4E20 00000000:0000 07 00000000:00000000"), Some(20_000));
+        assert_eq!(local_port("sl"), None);
     }
 }
