@@ -68,6 +68,12 @@ impl Lab {
         })
     }
 
+    /// `ip` with these words as arguments, at this end.
+    #[track_caller]
+    pub fn ip(&self, end: &str, words: &str) -> String {
+        crate::peers::output(self.command(end, "ip").args(words.split_whitespace()))
+    }
+
     fn perf(&self, what: &str) -> Command {
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("perf/lab");
         let mut command = Command::new(script);

@@ -12,6 +12,7 @@ mod recorder;
 mod recording;
 mod src;
 
+mod attach;
 mod dialog;
 mod disk;
 mod formats;
@@ -20,6 +21,7 @@ mod life;
 mod load;
 mod rtcp;
 mod sipp;
+mod sources;
 mod stats;
 mod vendors;
 mod wire;

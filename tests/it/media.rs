@@ -44,6 +44,14 @@ impl Leg {
         }
     }
 
+    pub fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    pub fn socket(&self) -> &UdpSocket {
+        &self.rtp
+    }
+
     /// Where its RTP comes from.
     pub fn source(&self) -> SocketAddr {
         self.rtp.local_addr().unwrap()

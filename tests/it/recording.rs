@@ -89,6 +89,15 @@ pub struct Datagram {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub payload: Vec<u8>,
+    /// The frame around it, with what stands behind the datagram.
+    pub frame: Vec<u8>,
+}
+
+impl Datagram {
+    /// Its frame was addressed to the recorder's end of a lab; one that the recorder has made up was not.
+    pub fn is_from_wire(&self) -> bool {
+        self.frame[..6] == [2, 0, 0, 0, 0x99, 2]
+    }
 }
 
 impl Pcap {
@@ -145,5 +154,6 @@ fn udp(at: u64, frame: &[u8]) -> Option<Datagram> {
         from: SocketAddr::new(from, word(0)),
         to: SocketAddr::new(to, word(2)),
         payload: packet[header + 8..header + usize::from(word(4))].to_vec(),
+        frame: frame.to_vec(),
     })
 }

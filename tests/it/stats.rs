@@ -59,7 +59,9 @@ fn the_balance_of_a_call() {
     assert_eq!((&stats["setup_ns"]["count"], &stats["sessions"]["total"]), (&1.into(), &1.into()));
     assert!(number(&stats["setup_ns"], "max") > 0);
     let size = recording.file("call.pcap").metadata().unwrap().len();
-    assert_eq!(stats["disk"]["bytes"], size - 24, "all but the header went through the ring");
+    // It begins with what there was before the file: 24 bytes and the INVITE, in a block of the disk.
+    let header = size - number(&stats["disk"], "bytes");
+    assert!((24..=4_096).contains(&header), "all but the header went through the ring: {header} of {size}");
     assert!(number(&stats["disk"], "writes") >= 1 && number(&stats["disk"], "errors") == 0);
     assert_eq!(stats["recordings"]["committed"], 1);
     // These are published a few times a second.

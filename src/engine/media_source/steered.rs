@@ -16,11 +16,12 @@ use super::super::bpf;
 use super::super::bpf::ports::PortTable;
 use super::super::bpf::steer::Steering;
 use super::super::buffers::Buffers;
+use super::super::cpu;
 use super::super::datagram;
 use super::super::ring::{Completion, Kind, Ring, Token};
 use super::Incoming;
 use super::sockets::{enable, new_drops};
-use crate::clock::Wall;
+use crate::clock::{Mono, Wall};
 use crate::limits;
 
 /// Buffer group of the media sockets.
@@ -49,11 +50,13 @@ pub struct Steerage {
 }
 
 impl Steerage {
-    /// `ip`: the one address of this host at which media is taken; without it, all. The pairs go to the reactors in turn.
+    /// `ip`: the one address of this host at which media is taken; without it, all. The pairs go to the reactors in turn, but
+    /// for those of which a port is still somebody else's at `deadline`, as in [`super::sockets::bind`].
     pub fn attach(
         ip: Option<IpAddr>,
         (first, last): (u16, u16),
         reactors: usize,
+        deadline: Mono,
     ) -> Result<Steerage, String> {
         let others = bpf::attached().map_or(0, |ids| ids.len());
         let bound = (0..reactors)
@@ -61,7 +64,7 @@ impl Steerage {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|e| format!("binding the sockets to steer to failed ({e}): check --media-ip"))?;
         let table = PortTable::new((first, last))?;
-        let foreign = foreign_ports((first, last));
+        let foreign = foreign_ports_at((first, last), deadline);
         let (taken, free): (Vec<u16>, Vec<u16>) =
             (first..last).step_by(2).partition(|rtp| foreign.contains(rtp) || foreign.contains(&(rtp + 1)));
         let pairs: Vec<(u8, u16)> =
@@ -79,6 +82,16 @@ impl Steerage {
             .collect();
         let steering = Steering::attach(&table, ip, &sockets)?;
         Ok(Steerage { bound, steering, table, pairs, taken, others })
+    }
+}
+
+fn foreign_ports_at(range: (u16, u16), deadline: Mono) -> Vec<u16> {
+    loop {
+        let foreign = foreign_ports(range);
+        if foreign.is_empty() || cpu::now().mono >= deadline {
+            return foreign;
+        }
+        std::thread::sleep(limits::BIND_RETRY);
     }
 }
 
