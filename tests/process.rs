@@ -176,11 +176,11 @@ fn a_socket_that_a_killed_recorder_left_is_taken_over() {
     assert!(killed.socket().exists());
     let mut next = record(killed.dir.path(), "51080-51099").stderr(Stdio::piped()).spawn().unwrap();
     let lines = lines(&mut next);
-    let first: Vec<String> = (0..2).map_while(|_| lines.recv_timeout(PATIENCE).ok()).collect();
+    let ready = std::iter::from_fn(|| lines.recv_timeout(PATIENCE).ok())
+        .find(|line| line.contains("\"event\":\"ready\""));
     next.kill().unwrap();
     next.wait().unwrap();
-    let events = ["media_source", "ready"].map(|event| format!("\"event\":\"{event}\""));
-    assert!(first.len() == 2 && first[0].contains(&events[0]) && first[1].contains(&events[1]), "{first:?}");
+    assert!(ready.is_some(), "it did not start");
 }
 
 #[test]
