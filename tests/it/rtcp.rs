@@ -46,7 +46,8 @@ fn reports_come_back(recorder: &Recorder) {
     let mut call = Call::udp(recorder.udp);
     call.lines = vec![PCMU, Line { attributes: MUX, ..PCMU.label("2") }, PCMU.label("3")];
     let ports = call.establish();
-    let mut legs: Vec<Leg> = ports.iter().zip(7..).map(|(&port, ssrc)| Leg::new(ip, port, ssrc)).collect();
+    let leg = |(&port, ssrc)| Leg::between(call.wire.local().ip(), SocketAddr::new(ip, port), ssrc);
+    let mut legs: Vec<Leg> = ports.iter().zip(7..).map(leg).collect();
     for leg in &mut legs {
         leg.burst(15);
         // Five of 30 are lost.

@@ -2,11 +2,10 @@
 //! from its tests: every message can be built, bent and sent by hand.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::media::facing;
 use crate::recorder::PATIENCE;
 
 /// A way to the recorder.
@@ -17,7 +16,9 @@ pub enum Wire {
 
 impl Wire {
     pub fn udp(target: SocketAddr) -> Wire {
-        let socket = UdpSocket::bind((facing(target.ip()), 0)).unwrap();
+        let any: IpAddr =
+            if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let socket = UdpSocket::bind((any, 0)).unwrap();
         socket.connect(target).unwrap();
         Wire::Udp(socket)
     }

@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn blocks_that_fit() {
         assert_eq!(of(16 << 20).level, Level::Ok);
-        assert!(of(16 << 20).found.starts_with("753 MiB for 12048 write blocks"), "{:?}", of(16 << 20));
+        assert!(of(16 << 20).found.starts_with("923 MiB for 14774 write blocks"), "{:?}", of(16 << 20));
         assert_eq!(of(1 << 20).level, Level::Warn);
         assert_eq!(of(512 << 10).level, Level::Fail);
         assert_eq!(blocks(&host(&[]).host, &wanted()).level, Level::Note);
