@@ -152,6 +152,8 @@ pub const SWEEP_MAX: Duration = Duration::from_secs(1);
 pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
 /// The same when datagrams still wait in the sockets, which only happens on a box that is behind with its work.
 pub const CLOSE_LINGER_MAX: Duration = Duration::from_secs(10);
+/// How long after that a recording waits for what came to other reactors: they answer within a turn.
+pub const RECALL_GRACE: Duration = Duration::from_secs(1);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each steered socket: some 60,000 packets as the kernel counts their memory, 200 ms at 300,000 a

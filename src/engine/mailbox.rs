@@ -4,8 +4,9 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
+use super::recordings::guests::Handover;
 use crate::limits;
 use crate::session::{Command, Failure, RecordingKey};
 
@@ -20,6 +21,8 @@ pub struct Opened {
 pub enum Letter {
     Command(Command),
     Opened(Opened),
+    /// From another reactor.
+    Handover(Handover),
     /// Nothing more will come: send what is queued, then end.
     Stop,
 }
@@ -65,6 +68,14 @@ impl Mailbox {
         };
         self.ring_bell();
         let _ = self.letters.send(letter);
+    }
+
+    /// For reactors, which wait for nobody. `Err`: the box is full. What comes for a reactor that has ended is gone.
+    pub fn try_put(&self, letter: Letter) -> Result<(), Letter> {
+        match self.letters.try_send(letter) {
+            Err(TrySendError::Full(letter)) => Err(letter),
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
+        }
     }
 
     pub fn ring_bell(&self) {

@@ -4,6 +4,8 @@
 //! Open ─▶ directory thread ─▶ Opened ─▶ armed ─▶ packets … ─▶ Close ─▶ linger ─▶ flush ─▶ last completion ─▶ commit
 //! ```
 
+pub mod guests;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +17,7 @@ use crossbeam::channel::Sender;
 use super::blocks::Pool;
 use super::commit::Finished;
 use super::directory::{Job, NewFile};
-use super::disk::{FileKey, Files, Lost};
+use super::disk::{FileKey, Files, Lost, Settled};
 use super::mailbox::Opened;
 use super::media_source::{Incoming, MediaSource};
 use super::prefetch::prefetch;
@@ -26,6 +28,8 @@ use crate::limits;
 use crate::media::recording::StreamSpec;
 use crate::media::{self, Channel, Packet, Recording, Write};
 use crate::proto::manifest::Manifest;
+use guests::{Loan, Loans, Neighbours};
+
 use crate::session::{
     Change, Close, Event, Failure, Open, OpenStream, PortPair, RecordingKey, Signal, Transport,
 };
@@ -43,8 +47,16 @@ struct PortUse {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PortState {
     Unused,
+    /// Of a call whose packets may come to several reactors; none has come here.
+    Fresh,
     Open,
     Ended,
+}
+
+impl PortUse {
+    fn is_of(&self, slot: u32) -> bool {
+        self.recording == slot && matches!(self.state, PortState::Open | PortState::Fresh)
+    }
 }
 
 struct Live {
@@ -65,7 +77,17 @@ struct Live {
     lost_in_writes: u64,
     /// `Recordings::shared_drops` when it began.
     shared_drops_before: u64,
+    /// The same of other reactors to which its packets may have come, in sum.
+    shared_drops_elsewhere: u64,
+    /// When the files of `pending` were begun.
+    begun: Wall,
+    /// What the reactors to which its packets may come know of it, if there are several.
+    loan: Option<Arc<Loan>>,
+    /// Reactors whose parts are still to come, a bit each.
+    awaited: u64,
 }
+
+const _: () = assert!(limits::REACTORS_MAX <= u64::BITS as usize);
 
 struct LiveStream {
     ports: PortPair,
@@ -77,9 +99,17 @@ struct LiveStream {
 }
 
 impl LiveStream {
+    fn new(ports: PortPair, address: IpAddr) -> LiveStream {
+        LiveStream { ports, address, kernel_dropped: 0, silent_at: None }
+    }
+
     /// RTP, RTCP.
     fn sockets(&self) -> [u32; 2] {
-        let first = u32::from(self.ports.index) * 2;
+        LiveStream::sockets_of(self.ports)
+    }
+
+    fn sockets_of(ports: PortPair) -> [u32; 2] {
+        let first = u32::from(ports.index) * 2;
         [first, first + 1]
     }
 }
@@ -93,9 +123,13 @@ enum Stage {
     Flushing(Option<Box<Manifest>>),
     /// Cancelled while it was being opened.
     Cancelled,
+    /// A part of another reactor's recording: it has no files here.
+    Guest,
 }
 
-struct Linger {
+/// How long what was on its way still comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Linger {
     /// When the ports are looked at next: if nothing waits in them, they fall silent.
     until: Mono,
     /// When they do in any case.
@@ -131,6 +165,8 @@ pub struct Recordings {
     counters: Arc<ReactorCounters>,
     /// Datagrams that the kernel has dropped so far where ports share what drops.
     shared_drops: u64,
+    neighbours: Neighbours,
+    loans: Loans,
 }
 
 /// The way to the directory thread. A reactor never waits for it: what finds the queue full is kept, in order, for the next
@@ -168,6 +204,7 @@ impl Recordings {
         storage: Storage,
         jobs: Sender<Job>,
         counters: Arc<ReactorCounters>,
+        neighbours: Neighbours,
     ) -> Recordings {
         let unused = PortUse { recording: 0, stream: 0, channel: Channel::Rtp, state: PortState::Unused };
         counters.blocks_total.set(storage.pool.total() as u64);
@@ -187,6 +224,8 @@ impl Recordings {
             jobs: Jobs { queue: jobs, kept: VecDeque::new() },
             counters,
             shared_drops: 0,
+            loans: Loans::new(if neighbours.is_empty() { 0 } else { sessions }),
+            neighbours,
         }
     }
 
@@ -197,11 +236,11 @@ impl Recordings {
 
     /// Whether a recording waits for its end. On a busy box one always does, so packets are batched all the same.
     pub fn ending(&self) -> bool {
-        !self.ending.is_empty()
+        !self.ending.is_empty() || self.loans.ending()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.active.is_empty()
+        self.active.is_empty() && self.loans.is_empty()
     }
 
     /// A packet of this port comes soon: fetches what it will touch of the recording.
@@ -227,8 +266,11 @@ impl Recordings {
         let len = datagram.bytes.len() as u64;
         self.counters.packets.add(1);
         self.counters.bytes.add(len);
+        if state == PortState::Fresh {
+            self.first_packet(recording, datagram.at.unwrap_or(now.wall));
+        }
         let live = match (state, &mut self.live[recording as usize]) {
-            (PortState::Open, Some(live)) => live,
+            (PortState::Open | PortState::Fresh, Some(live)) => live,
             (PortState::Unused, _) => return self.drop_packet(DropCause::NoSession),
             _ => return self.drop_packet(DropCause::AfterEnd),
         };
@@ -278,21 +320,9 @@ impl Recordings {
         for stream in &open.streams {
             media.add_stream(spec(stream));
         }
-        let mut live = Box::new(Live {
-            key,
-            path: open.path,
-            media,
-            streams: Vec::with_capacity(limits::STREAMS_PER_RECORDING_MAX),
-            files: Vec::new(),
-            stage: Stage::Opening,
-            pending: open.streams,
-            removing: Vec::new(),
-            headers: Vec::new(),
-            signals: open.signals,
-            problems: Vec::new(),
-            lost_in_writes: 0,
-            shared_drops_before: self.shared_drops,
-        });
+        self.evict(key.slot);
+        let mut live = Box::new(Live::new(key, open.path, media, self.shared_drops));
+        (live.pending, live.signals) = (open.streams, open.signals);
         if self.jobs.full() {
             let failure = Failure { what: "queue the opening of", path: live.path, errno: libc::EAGAIN };
             events.push(Event::OpenFailed { key, failure });
@@ -388,21 +418,16 @@ impl Recordings {
     /// Gives the sockets of the pending streams to the recording.
     fn arm(&mut self, media: &mut MediaSource, slot: u32) {
         let Some(live) = self.live[slot as usize].as_mut() else { return };
-        for stream in std::mem::take(&mut live.pending) {
-            for (offset, channel) in [(0, Channel::Rtp), (1, Channel::Rtcp)] {
-                let socket = u32::from(stream.ports.index) * 2 + offset;
+        let pending = std::mem::take(&mut live.pending);
+        live.streams.extend(pending.iter().map(|stream| LiveStream::new(stream.ports, stream.address)));
+        let specs = if self.lends() { pending.iter().map(spec).collect() } else { Vec::new() };
+        let state = self.lend(slot, specs);
+        for OpenStream { stream, ports, .. } in pending {
+            for socket in LiveStream::sockets_of(ports) {
                 // What the kernel dropped before is not this stream's.
                 self.counters.kernel_dropped.add(u64::from(media.new_drops(socket)));
-                let state = PortState::Open;
-                self.ports[socket as usize] =
-                    PortUse { recording: slot, stream: stream.stream, channel, state };
             }
-            live.streams.push(LiveStream {
-                ports: stream.ports,
-                address: stream.address,
-                kernel_dropped: 0,
-                silent_at: None,
-            });
+            self.use_ports(slot, stream, ports, state);
         }
     }
 
@@ -427,7 +452,7 @@ impl Recordings {
             Stage::Flushing(_) => {
                 live.problem("a SIP message is missing from the pcap: it came too late");
             }
-            Stage::Cancelled => {}
+            Stage::Cancelled | Stage::Guest => {}
         }
         Ok(())
     }
@@ -489,6 +514,7 @@ impl Recordings {
                 let linger = if manifest.is_some() { Linger::for_the_rest(now) } else { Linger::none(now) };
                 live.stage = Stage::Lingering(linger, manifest);
                 self.ending.push(key.slot);
+                self.recall(key, linger);
             }
             _ => {}
         }
@@ -502,6 +528,7 @@ impl Recordings {
         now: Now,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
+        self.give_back_recalled(ring, media, now)?;
         let mut ending = std::mem::take(&mut self.ending);
         let mut result = Ok(());
         ending.retain(|&slot| match self.finish_one(ring, media, slot, now, events) {
@@ -531,15 +558,16 @@ impl Recordings {
                 return Ok(false);
             }
             let (ports, asked) = (&self.ports, linger.asked);
-            let ours = |socket: &u32| {
-                let port = &ports[*socket as usize];
-                port.recording == slot && port.state == PortState::Open
-            };
+            let ours = |socket: &u32| ports[*socket as usize].is_of(slot);
             let waits = |stream: &LiveStream| {
                 stream.sockets().into_iter().filter(ours).any(|socket| media.waiting(socket, asked))
             };
             if now.mono < linger.latest && live.streams.iter().any(waits) {
                 linger.until = now.mono + limits::CLOSE_LINGER;
+                return Ok(false);
+            }
+            let latest = linger.latest;
+            if live.waits_for_guests(latest, now.mono) {
                 return Ok(false);
             }
             self.fall_silent(ring, media, slot, now)?;
@@ -621,15 +649,21 @@ impl Recordings {
     /// Hands the writes that have gathered to the files of this recording.
     fn write(&mut self, ring: &mut Ring, slot: u32, now: Mono, last: bool) -> io::Result<()> {
         let mut writes = std::mem::take(&mut self.writes);
+        let (owner, guest) = (self.neighbours.own(), self.guest(slot));
         for write in writes.drain(..) {
+            if let Some(key) = guest {
+                self.send_home(key, write);
+                continue;
+            }
             let file = self.live[slot as usize]
                 .as_ref()
                 .and_then(|live| live.files.get(usize::from(write.file)).copied());
             let Some(file) = file else {
-                self.files.give_up(&mut self.pool, write, DropCause::WriteFailed);
+                let outcome = Err(DropCause::WriteFailed);
+                self.files.settle(&mut self.pool, Settled { owner, write, outcome });
                 continue;
             };
-            if let Some(lost) = self.files.write(ring, &mut self.pool, file, write, now, last)? {
+            if let Some(lost) = self.files.write(ring, &mut self.pool, file, owner, write, now, last)? {
                 self.lost(&lost);
             }
         }
@@ -658,6 +692,7 @@ impl Recordings {
             let live = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream));
             if live.and_then(|live| live.silent_at.take_if(|at| *at <= now)).is_some() {
                 self.silence(media, slot, stream);
+                self.silence_elsewhere(slot, stream);
             }
         }
     }
@@ -665,10 +700,16 @@ impl Recordings {
     fn silence(&mut self, media: &mut MediaSource, slot: u32, stream: usize) {
         self.read_stream_drops(media, slot, stream);
         let live = self.live[slot as usize].as_ref().and_then(|live| live.streams.get(stream));
-        let Some(socket) = live.map(|live| usize::from(live.ports.index) * 2) else { return };
-        for port in &mut self.ports[socket..socket + 2] {
+        if let Some(ports) = live.map(|live| live.ports) {
+            self.end_ports(slot, stream as u8, ports);
+        }
+    }
+
+    fn end_ports(&mut self, slot: u32, stream: u8, ports: PortPair) {
+        for socket in LiveStream::sockets_of(ports) {
             // By now the pair may be another stream's.
-            if port.recording == slot && usize::from(port.stream) == stream {
+            let port = self.ports.get_mut(socket as usize);
+            if let Some(port) = port.filter(|port| port.recording == slot && port.stream == stream) {
                 port.state = PortState::Ended;
             }
         }
@@ -686,8 +727,7 @@ impl Recordings {
         };
         for socket in stream.sockets() {
             let port = self.ports[socket as usize];
-            let ours = port.recording == slot && usize::from(port.stream) == index;
-            if port.state == PortState::Open && ours {
+            if port.is_of(slot) && usize::from(port.stream) == index {
                 let drops = u64::from(media.new_drops(socket));
                 stream.kernel_dropped += drops;
                 self.counters.kernel_dropped.add(drops);
@@ -727,9 +767,32 @@ impl Linger {
 }
 
 impl Live {
+    fn new(key: RecordingKey, path: String, media: Recording, shared_drops_before: u64) -> Live {
+        Live {
+            key,
+            path,
+            media,
+            streams: Vec::with_capacity(limits::STREAMS_PER_RECORDING_MAX),
+            files: Vec::new(),
+            stage: Stage::Opening,
+            pending: Vec::new(),
+            removing: Vec::new(),
+            headers: Vec::new(),
+            signals: Vec::new(),
+            problems: Vec::new(),
+            lost_in_writes: 0,
+            shared_drops_before,
+            shared_drops_elsewhere: 0,
+            begun: Wall(0),
+            loan: None,
+            awaited: 0,
+        }
+    }
+
     /// The files that the media plane has and the disk not yet.
     fn new_files(&mut self, direct: bool, now: Now) -> Vec<NewFile> {
         let new = self.files.len()..self.media.files();
+        self.begun = now.wall;
         let signals = if new.is_empty() { Vec::new() } else { std::mem::take(&mut self.signals) };
         let signals: Vec<media::Signal<'_>> = signals.iter().map(as_media).collect();
         let files: Vec<_> = new
@@ -745,7 +808,7 @@ impl Live {
     }
 
     fn note_shared_drops(&mut self, so_far: u64) {
-        let drops = so_far - self.shared_drops_before;
+        let drops = so_far - self.shared_drops_before + self.shared_drops_elsewhere;
         if drops > 0 {
             self.problem(&format!(
                 "the kernel dropped {drops} media datagrams on their way to this core; some may be of this recording"
@@ -855,11 +918,12 @@ mod tests {
             let ports = bound.rtp_ports.clone();
             let media = MediaSource::Sockets(Sockets::arm(bound, &mut ring).unwrap());
             let (queue, jobs) = bounded(64);
-            let files = Files::new(8, 8, Recorded::new().0, counters.clone());
+            let files = Files::new(0, 8, 8, Recorded::new().0, counters.clone());
             let flush = Duration::from_secs(2);
             let pool = Pool::new(8, limits::BLOCK_SIZE).unwrap();
             let storage = Storage { files, pool, direct: false, flush_interval: flush };
-            let recordings = Recordings::new(8, 4, storage, queue, counters.clone());
+            let recordings =
+                Recordings::new(8, 4, storage, queue, counters.clone(), Neighbours::new(0, Vec::new()));
             let (events, dir) = (Vec::new(), TempDir::new().unwrap());
             let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
             Bench { ring, media, ports, recordings, jobs, events, counters, dir, now }

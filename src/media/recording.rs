@@ -79,6 +79,14 @@ pub struct StreamPart {
     dropped: u64,
 }
 
+impl StreamPart {
+    /// When the first and the last RTP packet came.
+    pub fn span(&self) -> Option<(Wall, Wall)> {
+        let spans = self.sources.iter().map(Source::span);
+        spans.reduce(|(first, last), span| (first.min(span.0), last.max(span.1)))
+    }
+}
+
 impl Recording {
     pub fn new(format: Format) -> Recording {
         let (elapsed, conversations) = (Elapsed::default(), Conversations::default());
@@ -108,6 +116,15 @@ impl Recording {
     pub fn staggered(mut self, share: u8) -> Recording {
         self.stage.spare(share);
         self
+    }
+
+    pub fn format(&self) -> Format {
+        self.rest.format
+    }
+
+    /// Raw files of constant rate begin with what came at `at`, if nothing has come yet: to all parts of a call the same.
+    pub fn begin(&mut self, at: Wall) {
+        self.rest.elapsed.begin(at);
     }
 
     /// The new stream's index: 0, 1, … Raw: also the index of its file. At most [`STREAMS_PER_RECORDING_MAX`] may be added.

@@ -22,6 +22,11 @@ pub(super) struct Elapsed {
 }
 
 impl Elapsed {
+    /// The first packet came then, to this part of the recording or another. Later than the first call it says nothing.
+    pub fn begin(&mut self, at: Wall) {
+        self.newest.get_or_insert(at);
+    }
+
     /// Nanoseconds from the first packet to one that arrived at `at`.
     pub fn at(&mut self, at: Wall) -> u64 {
         let newest = self.newest.unwrap_or(at);
