@@ -893,43 +893,46 @@ mod tests {
     use std::os::fd::OwnedFd;
     use tempfile::TempDir;
 
-    const KEY: RecordingKey = RecordingKey { reactor: 0, slot: 0, generation: 1 };
+    pub(super) const KEY: RecordingKey = RecordingKey { reactor: 0, slot: 0, generation: 1 };
     const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-    const SECOND: u64 = 1_000_000_000;
+    pub(super) const SECOND: u64 = 1_000_000_000;
 
     /// The recordings of a reactor on a ring and sockets of its own; the test is its control and its directory thread.
-    struct Bench {
-        ring: Ring,
-        media: MediaSource,
+    pub(super) struct Bench {
+        pub ring: Ring,
+        pub media: MediaSource,
         ports: Vec<u16>,
-        recordings: Recordings,
-        jobs: Receiver<Job>,
-        events: Vec<Event>,
-        counters: Arc<ReactorCounters>,
-        dir: TempDir,
-        now: Now,
+        pub recordings: Recordings,
+        pub jobs: Receiver<Job>,
+        pub events: Vec<Event>,
+        pub counters: Arc<ReactorCounters>,
+        pub dir: TempDir,
+        pub now: Now,
     }
 
     impl Bench {
-        fn new() -> Bench {
+        pub fn new() -> Bench {
+            Bench::with(Neighbours::new(0, Vec::new()))
+        }
+
+        pub fn with(neighbours: Neighbours) -> Bench {
             let counters = Arc::new(ReactorCounters::default());
             let (bound, _) = sockets::bind(Some(LOCAL), (10_000..12_000).step_by(2), 4, Mono(0)).unwrap();
             let mut ring = Ring::new(32).unwrap();
             let ports = bound.rtp_ports.clone();
             let media = MediaSource::Sockets(Sockets::arm(bound, &mut ring).unwrap());
             let (queue, jobs) = bounded(64);
-            let files = Files::new(0, 8, 8, Recorded::new().0, counters.clone());
+            let files = Files::new(neighbours.own(), 8, 8, Recorded::new().0, counters.clone());
             let flush = Duration::from_secs(2);
             let pool = Pool::new(8, limits::BLOCK_SIZE).unwrap();
             let storage = Storage { files, pool, direct: false, flush_interval: flush };
-            let recordings =
-                Recordings::new(8, 4, storage, queue, counters.clone(), Neighbours::new(0, Vec::new()));
+            let recordings = Recordings::new(8, 4, storage, queue, counters.clone(), neighbours);
             let (events, dir) = (Vec::new(), TempDir::new().unwrap());
             let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
             Bench { ring, media, ports, recordings, jobs, events, counters, dir, now }
         }
 
-        fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
+        pub fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
             let codec = Codec {
                 payload_type: 0,
                 encoding: encoding.to_owned(),
@@ -948,7 +951,7 @@ mod tests {
         }
 
         /// A recording of one stream on pair 0.
-        fn open(&mut self, key: RecordingKey, format: Format) {
+        pub fn open(&mut self, key: RecordingKey, format: Format) {
             let streams = vec![self.stream(0, 0, "PCMU")];
             let (files, signals) = (Vec::new(), Vec::new());
             let open = Open { key, path: "id".into(), format, streams, files, signals };
@@ -957,19 +960,19 @@ mod tests {
             assert!(matches!(self.events.pop(), Some(Event::Opened { .. })), "{:?}", self.events);
         }
 
-        fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
+        pub fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
             let change = Change { key: KEY, add, remove };
             self.recordings.change(&mut self.media, change, self.now, &mut self.events);
         }
 
-        fn close(&mut self) {
+        pub fn close(&mut self) {
             let close =
                 Close { key: KEY, manifest: Some(Box::new(crate::proto::manifest::tests::manifest())) };
             self.recordings.close(close, self.now, &mut self.events);
         }
 
         /// What the directory thread says to the next job.
-        fn answer(&mut self, key: RecordingKey, result: Result<(), i32>) -> Vec<String> {
+        pub fn answer(&mut self, key: RecordingKey, result: Result<(), i32>) -> Vec<String> {
             let files = match self.jobs.try_recv() {
                 Ok(Job::Create { files, .. } | Job::Add { files, .. }) => files,
                 other => panic!("{other:?}"),
@@ -993,7 +996,7 @@ mod tests {
         }
 
         /// Lets time pass, and does what a reactor's turn does.
-        fn turn(&mut self, millis: u64) {
+        pub fn turn(&mut self, millis: u64) {
             self.now.mono = self.now.mono + Duration::from_millis(millis);
             self.now.wall.0 += millis * 1_000_000;
             self.ring.wait(Duration::ZERO, Duration::from_millis(1)).unwrap();
@@ -1007,7 +1010,7 @@ mod tests {
         }
 
         /// Turns until the recording is handed on.
-        fn finished(&mut self) -> Box<Finished> {
+        pub fn finished(&mut self) -> Box<Finished> {
             for _ in 0..1_000 {
                 self.turn(20);
                 match self.jobs.try_recv() {
@@ -1019,7 +1022,7 @@ mod tests {
             panic!("not finished");
         }
 
-        fn accounted(&self) {
+        pub fn accounted(&self) {
             let dropped: u64 = self.counters.dropped.iter().map(|counter| counter.get()).sum();
             let (received, recorded) = (self.counters.packets.get(), self.counters.recorded_packets.get());
             assert_eq!((received, self.counters.staged_packets.get()), (recorded + dropped, 0));
@@ -1027,7 +1030,7 @@ mod tests {
         }
     }
 
-    fn incoming(index: u32, bytes: &[u8], truncated: bool) -> Incoming<'_> {
+    pub(super) fn incoming(index: u32, bytes: &[u8], truncated: bool) -> Incoming<'_> {
         let from = SocketAddr::new(LOCAL, 9);
         let datagram = Datagram { from, to: None, port: None, at: None, bytes, truncated, frame: None };
         Incoming { index, port: 10_000 + index as u16, datagram }

@@ -122,9 +122,15 @@ impl Recording {
         self.rest.format
     }
 
-    /// Raw files of constant rate begin with what came at `at`, if nothing has come yet: to all parts of a call the same.
-    pub fn begin(&mut self, at: Wall) {
+    /// This is one of several parts of a call: raw files of constant rate begin with what came at `at`, which is the same for all
+    /// parts. To be told after streams have been added and before their first packets.
+    pub fn share(&mut self, at: Wall) {
         self.rest.elapsed.begin(at);
+        for stream in self.streams_mut() {
+            if let Sink::Timeline(file) = &mut stream.sink {
+                file.share();
+            }
+        }
     }
 
     /// The new stream's index: 0, 1, … Raw: also the index of its file. At most [`STREAMS_PER_RECORDING_MAX`] may be added.

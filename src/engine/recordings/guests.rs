@@ -16,9 +16,9 @@
 //!
 //! So no packet changes threads: a block of hundreds does. A reactor counts what it has received, to the end.
 //!
-//! In a raw file of constant rate each part places its packets itself, from the same start, and silence goes over nothing that
-//! is written. A stream that moves from one reactor to another is whole; where two reactors get its packets at the same time,
-//! the silence within one's blocks may hide the other's, and the manifest says so.
+//! In a raw file of constant rate each part places its packets itself, from the same start, and silence in front of a block goes
+//! over nothing that is written. A stream that moves from one reactor to another is whole; where two reactors get its packets at
+//! the same time, silence within one's blocks may hide the other's, and the manifest says so.
 
 use std::collections::VecDeque;
 use std::io;
@@ -321,7 +321,7 @@ impl Live {
     pub(super) fn waits_for_guests(&mut self, latest: Mono, now: Mono) -> bool {
         if self.awaited > 0 && now >= latest + limits::RECALL_GRACE {
             let missing = self.awaited.count_ones();
-            self.problem(&format!("{missing} cores have not handed over what came to them"));
+            self.problem(&format!("{missing} of the other cores did not hand over what came to them"));
             self.awaited = 0;
         }
         self.awaited > 0
@@ -375,7 +375,7 @@ impl Recordings {
         let Recordings { live, ports, .. } = self;
         let Some(live) = &mut live[slot as usize] else { return };
         if let Some(loan) = &live.loan {
-            live.media.begin(*loan.start.get_or_init(|| at));
+            live.media.share(*loan.start.get_or_init(|| at));
         }
         for socket in live.streams.iter().flat_map(LiveStream::sockets) {
             let port = &mut ports[socket as usize];
@@ -531,5 +531,320 @@ impl Recordings {
         for (index, stream) in loan.streams.iter().enumerate() {
             self.end_ports(loan.key.slot, index as u8, stream.ports);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Bench, KEY, SECOND, incoming};
+    use super::*;
+    use crate::engine::commit::Finished;
+    use crate::engine::directory::Job;
+    use crate::engine::mailbox::{Inbox, mailbox};
+    use crate::media::Blocks;
+    use crate::proto::pcap::reading::{datagram, records};
+    use crate::proto::rtp;
+    use crate::session::{Close, Event, Flow, Signal, Transport};
+
+    /// Two reactors; the test carries their letters.
+    struct Two {
+        home: Bench,
+        away: Bench,
+        boxes: [Inbox; 2],
+    }
+
+    impl Two {
+        fn new() -> Two {
+            let (boxes, inboxes): (Vec<_>, Vec<_>) = (0..2).map(|_| mailbox().unwrap()).unzip();
+            let bench = |own| Bench::with(Neighbours::new(own, boxes.clone()));
+            let (home, away) = (bench(0), bench(1));
+            Two { home, away, boxes: inboxes.try_into().unwrap_or_else(|_| unreachable!()) }
+        }
+
+        /// A recording of one stream on pair 0.
+        fn open(format: Format) -> Two {
+            let mut two = Two::new();
+            two.home.open(KEY, format);
+            two.exchange();
+            two
+        }
+
+        /// Hands letters over until there are none.
+        fn exchange(&mut self) {
+            let Two { home, away, boxes } = self;
+            loop {
+                assert!(home.recordings.hand_over() && away.recordings.hand_over());
+                let mut letters = 0;
+                for (bench, inbox) in [&mut *home, &mut *away].into_iter().zip(&*boxes) {
+                    for letter in inbox.letters.try_iter() {
+                        let Letter::Handover(handover) = letter else { panic!("{letter:?}") };
+                        bench.recordings.handed_over(&mut bench.ring, handover, bench.now).unwrap();
+                        letters += 1;
+                    }
+                }
+                if letters == 0 {
+                    return;
+                }
+            }
+        }
+
+        fn turn(&mut self, millis: u64) {
+            self.home.turn(millis);
+            self.away.turn(millis);
+            self.exchange();
+        }
+
+        fn finished(&mut self) -> Box<Finished> {
+            for _ in 0..1_000 {
+                self.turn(20);
+                match self.home.jobs.try_recv() {
+                    Ok(Job::Commit(finished)) => {
+                        self.exchange();
+                        return finished;
+                    }
+                    Ok(other) => panic!("{other:?}"),
+                    Err(_) => {}
+                }
+            }
+            panic!("not finished");
+        }
+
+        fn accounted(&self) {
+            self.home.accounted();
+            self.away.accounted();
+        }
+    }
+
+    fn send(bench: &mut Bench, pair: u32, sequence: u16) {
+        let mut bytes = [sequence as u8; 172];
+        let timestamp = u32::from(sequence) * 160;
+        bytes[..12].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+        bytes[2..4].copy_from_slice(&sequence.to_be_bytes());
+        bytes[4..8].copy_from_slice(&timestamp.to_be_bytes());
+        bench.recordings.packet(&mut bench.ring, &incoming(pair * 2, &bytes, false), bench.now).unwrap();
+    }
+
+    fn lost(bench: &Bench, cause: DropCause) -> u64 {
+        bench.counters.dropped[cause as usize].get()
+    }
+
+    /// Sequence numbers of the RTP in the pcap of the bench, and how many other datagrams there are before the first.
+    fn sequences(bench: &Bench) -> (Vec<u16>, usize) {
+        let bytes = std::fs::read(bench.dir.path().join("call.pcap")).unwrap();
+        let payloads: Vec<Vec<u8>> =
+            records(&bytes[24..]).iter().map(|record| datagram(record.frame).2).collect();
+        let sequence =
+            |bytes: &Vec<u8>| rtp::view(bytes).filter(|_| bytes.len() == 172).map(|rtp| rtp.sequence);
+        let before = payloads.iter().take_while(|bytes| sequence(bytes).is_none()).count();
+        (payloads.iter().filter_map(sequence).collect(), before)
+    }
+
+    fn signal(two: &Two) -> Signal {
+        let peer = "127.0.0.1:5060".parse().unwrap();
+        let (transport, connection) = (Transport::Udp, None);
+        let flow = Flow { reactor: 0, transport, local: peer, peer, listener: 0, connection };
+        Signal { at: two.home.now.wall, received: true, flow, bytes: "ACK".into() }
+    }
+
+    #[test]
+    fn the_first_packet_makes_a_guest_and_nothing_before_it() {
+        let mut two = Two::open(Format::Pcap);
+        assert!(!two.away.recordings.is_empty(), "its queues have to be looked at");
+        assert!(two.away.recordings.active.is_empty());
+        assert!(two.away.recordings.live.iter().all(Option::is_none));
+        let signal = signal(&two);
+        two.home.recordings.signal(&mut two.home.ring, KEY, signal, two.home.now).unwrap();
+        (0..300).for_each(|sequence| send(&mut two.away, 0, sequence));
+        assert!(two.away.recordings.pool.used() > 0 && two.away.recordings.guest(0) == Some(KEY));
+        two.home.close();
+        let finished = two.finished();
+        assert_eq!(sequences(&two.home), ((0..300).collect(), 1), "the message that came first is first");
+        let report = &finished.manifest.streams[0].report;
+        assert_eq!((report.packets, report.lost, report.bytes), (300, 0, 300 * 160));
+        assert_eq!(finished.manifest.problems, Vec::<String>::new());
+        let counters = &two.away.counters;
+        assert_eq!((counters.packets.get(), counters.recorded_packets.get()), (300, 300));
+        assert_eq!((two.home.counters.packets.get(), two.home.counters.recorded_packets.get()), (0, 0));
+        two.accounted();
+        assert!(two.away.recordings.is_empty() && two.home.recordings.is_empty());
+        // The port is nobody's again.
+        send(&mut two.away, 0, 301);
+        assert_eq!(lost(&two.away, DropCause::AfterEnd), 1);
+    }
+
+    #[test]
+    fn packets_of_one_stream_on_both_reactors_are_one_stream() {
+        let mut two = Two::open(Format::Pcap);
+        for sequence in 0..2_000u16 {
+            let bench = if sequence % 3 == 0 { &mut two.home } else { &mut two.away };
+            send(bench, 0, sequence);
+            if sequence % 50 == 0 {
+                two.turn(20);
+            }
+        }
+        two.home.close();
+        let finished = two.finished();
+        let (mut found, _) = sequences(&two.home);
+        found.sort_unstable();
+        assert_eq!(found, (0..2_000).collect::<Vec<u16>>());
+        let report = &finished.manifest.streams[0].report;
+        assert_eq!((report.packets, report.lost, report.ssrcs.len()), (2_000, 0, 1));
+        two.accounted();
+    }
+
+    /// What waits in the queues of the other reactor when the dialog ends is part of the recording.
+    #[test]
+    fn what_comes_while_home_lingers_is_recorded() {
+        let mut two = Two::open(Format::Pcap);
+        send(&mut two.away, 0, 1);
+        two.home.close();
+        two.exchange();
+        send(&mut two.away, 0, 2);
+        let finished = two.finished();
+        assert_eq!(sequences(&two.home).0, [1, 2]);
+        assert_eq!(finished.manifest.streams[0].report.packets, 2);
+        two.accounted();
+    }
+
+    #[test]
+    fn a_recording_that_is_discarded_takes_its_guests_along() {
+        let mut two = Two::open(Format::Pcap);
+        send(&mut two.away, 0, 1);
+        let close = Close { key: KEY, manifest: None };
+        two.home.recordings.close(close, two.home.now, &mut two.home.events);
+        (0..20).for_each(|_| two.turn(5));
+        assert!(matches!(two.home.jobs.try_recv(), Ok(Job::Discard { .. })));
+        assert!(matches!(two.home.events.pop(), Some(Event::Closed { .. })));
+        assert!(two.away.recordings.is_empty());
+        two.accounted();
+    }
+
+    #[test]
+    fn a_stream_that_is_added_or_taken_out_is_so_everywhere() {
+        let mut two = Two::open(Format::Raw);
+        send(&mut two.away, 0, 1);
+        two.home.change(vec![two.home.stream(1, 1, "opus")], vec![0]);
+        two.home.answer(KEY, Ok(()));
+        two.exchange();
+        send(&mut two.away, 1, 1);
+        for _ in 0..5 {
+            two.turn(limits::CLOSE_LINGER.as_millis() as u64);
+            let Bench { recordings, ring, media, now, .. } = &mut two.home;
+            (0..20).for_each(|_| recordings.sweep(ring, media, *now).unwrap());
+        }
+        two.exchange();
+        send(&mut two.away, 0, 2);
+        assert_eq!(lost(&two.away, DropCause::AfterEnd), 1);
+        send(&mut two.away, 1, 2);
+        two.home.close();
+        let finished = two.finished();
+        let lengths: Vec<u64> = finished.media.iter().map(|(_, length)| *length).collect();
+        let (header, dumped) = (
+            crate::proto::raw::dump_file_header(Wall(0), "127.0.0.1:10000".parse().unwrap()).len() as u64,
+            8 + 172,
+        );
+        assert_eq!(lengths, [160, header + 2 * dumped]);
+        assert_eq!(two.away.counters.recorded_packets.get(), 3);
+        two.accounted();
+    }
+
+    /// Two legs of a raw recording begin at the same moment, wherever their packets come.
+    #[test]
+    fn raw_files_of_two_reactors_line_up() {
+        let mut two = Two::open(Format::Raw);
+        two.home.change(vec![two.home.stream(1, 1, "PCMU")], Vec::new());
+        two.home.answer(KEY, Ok(()));
+        two.exchange();
+        send(&mut two.away, 0, 1);
+        two.turn(1_000);
+        send(&mut two.home, 1, 1);
+        two.home.close();
+        let finished = two.finished();
+        let lengths: Vec<u64> = finished.media.iter().map(|(_, length)| *length).collect();
+        assert_eq!(lengths, [160, 8_000 + 160]);
+        let bytes = std::fs::read(two.home.dir.path().join("1.ulaw")).unwrap();
+        assert_eq!((bytes[7_999], bytes[8_000]), (0xff, 1), "silence, then what came");
+        two.accounted();
+    }
+
+    #[test]
+    fn a_raw_stream_that_moves_to_another_reactor_and_back_is_whole() {
+        let mut two = Two::open(Format::Raw);
+        for sequence in 0..90 {
+            let bench = if (30..60).contains(&sequence) { &mut two.away } else { &mut two.home };
+            send(bench, 0, sequence);
+            two.turn(20);
+            // A block is sent off while the other reactor has the stream.
+            if sequence == 45 {
+                two.home.recordings.flush(0);
+                two.home.recordings.write(&mut two.home.ring, 0, two.home.now.mono, false).unwrap();
+            }
+        }
+        two.home.close();
+        two.finished();
+        let bytes = std::fs::read(two.home.dir.path().join("0.ulaw")).unwrap();
+        let sequences: Vec<u8> = bytes.chunks(160).map(|packet| packet[0]).collect();
+        assert_eq!(sequences, (0..90).collect::<Vec<u8>>());
+        two.accounted();
+    }
+
+    #[test]
+    fn a_reactor_that_does_not_answer_is_a_problem_and_its_blocks_return() {
+        let mut two = Two::open(Format::Pcap);
+        send(&mut two.away, 0, 1);
+        two.home.close();
+        let finished = two.home.finished();
+        assert!(finished.manifest.problems.iter().any(|problem| problem.contains("1 of the other cores")));
+        // It wakes up when the slot is another's, at home and then with itself.
+        two.home.open(RecordingKey { generation: 2, ..KEY }, Format::Pcap);
+        two.exchange();
+        two.away.now.mono = two.home.now.mono;
+        two.away.turn(20);
+        two.exchange();
+        assert_eq!(lost(&two.away, DropCause::AfterEnd), 1);
+        send(&mut two.away, 0, 2);
+        two.away.open(RecordingKey { reactor: 1, slot: 0, generation: 3 }, Format::Pcap);
+        two.exchange();
+        assert_eq!(lost(&two.away, DropCause::AfterEnd), 2);
+        two.accounted();
+        assert!(two.home.now.mono > Mono(SECOND));
+    }
+
+    #[test]
+    fn without_a_block_the_report_has_what_was_lost() {
+        let mut two = Two::open(Format::Pcap);
+        let pool = &mut two.away.recordings.pool;
+        let blocks: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+        send(&mut two.away, 0, 1);
+        blocks.into_iter().for_each(|block| two.away.recordings.pool.give(block));
+        send(&mut two.away, 0, 2);
+        two.home.close();
+        let manifest = two.finished().manifest;
+        assert!(manifest.problems.iter().any(|problem| problem.contains("no write block")));
+        assert_eq!(manifest.streams[0].report.dropped, 1);
+        two.accounted();
+    }
+
+    #[test]
+    fn what_finds_a_mailbox_full_goes_later() {
+        let two = Two::new();
+        let (mailbox, inbox) = mailbox().unwrap();
+        let mut neighbours = Neighbours::new(1, vec![mailbox.clone(), mailbox]);
+        let silence = |stream| Handover::Silence { key: KEY, stream };
+        (0..=limits::COMMANDS_MAX).for_each(|n| neighbours.send(0, silence((n % 251) as u8)));
+        assert!(!neighbours.flush());
+        let streams = |inbox: &Inbox| {
+            let letters = inbox.letters.try_iter();
+            letters
+                .filter_map(|letter| match letter {
+                    Letter::Handover(Handover::Silence { stream, .. }) => Some(stream),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(streams(&inbox).len(), limits::COMMANDS_MAX);
+        assert!(neighbours.flush());
+        assert_eq!(streams(&inbox), [(limits::COMMANDS_MAX % 251) as u8]);
+        drop(two);
     }
 }
