@@ -235,6 +235,9 @@ pub const DISK_WORKERS: u32 = 8;
 /// Blocks beyond one and a half per file, per reactor: writes in flight while the next block fills. A call of two G.711 streams
 /// fills one in 2.8 s, so that the halves last for a disk stall of more than a second.
 pub const BLOCKS_SPARE: usize = 1_024;
+/// Blocks per file and reactor where a call's packets may come to several: the two flows of a stream, RTP and RTCP, come to two
+/// of them at most, and each reactor has its share of all flows.
+pub const BLOCKS_PER_FILE_LENT: usize = 2;
 /// Attempts to commit a recording before it is left as `.part` and reported.
 pub const COMMIT_ATTEMPTS: u32 = 3;
 /// Recordings committed together: one sync of the file system serves them all.

@@ -40,12 +40,17 @@ pub struct Lost {
     pub errno: i32,
 }
 
-/// A write that has come to its end, for the reactor that counts it and whose block it has.
+/// A write, and the reactor whose block it has and that counts its packets.
 #[derive(Debug)]
-pub struct Settled {
-    /// That reactor.
+pub struct Owned {
     pub owner: u8,
     pub write: Write,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub struct Settled {
+    pub owned: Owned,
     /// Recorded, or why not.
     pub outcome: Result<(), DropCause>,
 }
@@ -75,12 +80,11 @@ struct Slot {
     /// Where the furthest write at a place of its own ends.
     end: u64,
     in_flight: Option<InFlight>,
-    queue: VecDeque<(u8, Write)>,
+    queue: VecDeque<Owned>,
 }
 
 struct InFlight {
-    owner: u8,
-    write: Write,
+    owned: Owned,
     offset: u64,
     done: u64,
     since: Mono,
@@ -161,7 +165,7 @@ impl Files {
         place.in_flight.is_none() && place.queue.is_empty()
     }
 
-    /// Starts the write of a block of reactor `owner`, or queues it behind the one in flight. `Some`: the queue is full, the block
+    /// Starts the write, or queues it behind the one in flight. `Some`: the queue is full, the block
     /// is on its way back.
     /// The last blocks of a recording (`last`) always find a place.
     pub fn write(
@@ -169,21 +173,20 @@ impl Files {
         ring: &mut Ring,
         pool: &mut Pool,
         key: FileKey,
-        owner: u8,
-        mut write: Write,
+        mut owned: Owned,
         now: Mono,
         last: bool,
     ) -> io::Result<Option<Lost>> {
         let place = &mut self.slots[key.slot as usize];
-        if !place.make_way(&mut write) {
+        if !place.make_way(&mut owned.write) {
             return Ok(None);
         }
         if place.in_flight.is_none() {
-            self.start(ring, key.slot, owner, write, now)?;
+            self.start(ring, key.slot, owned, now)?;
         } else if place.queue.len() < limits::WRITES_QUEUED_PER_FILE || last {
-            place.queue.push_back((owner, write));
+            place.queue.push_back(owned);
         } else {
-            return Ok(Some(self.lose(pool, key.slot, owner, write, DropCause::QueueFull, 0)));
+            return Ok(Some(self.lose(pool, key.slot, owned, DropCause::QueueFull, 0)));
         }
         Ok(None)
     }
@@ -206,13 +209,13 @@ impl Files {
         if completion.result <= 0 && !retry {
             // A write of no bytes cannot go on either: the kernel gives no errno for it.
             let errno = if completion.result == 0 { libc::EIO } else { -completion.result };
-            let lost = self.lose(pool, slot, flight.owner, flight.write, DropCause::WriteFailed, errno);
+            let lost = self.lose(pool, slot, flight.owned, DropCause::WriteFailed, errno);
             self.counters.disk_errors.add(1);
             self.next(ring, slot, now)?;
             return Ok(Some(lost));
         }
         flight.done += u64::try_from(completion.result).unwrap_or(0);
-        if flight.done < length(&flight.write.data) {
+        if flight.done < length(&flight.owned.write.data) {
             place.in_flight = Some(flight);
             self.submit(ring, slot)?;
             return Ok(None);
@@ -221,7 +224,7 @@ impl Files {
         self.latency.record(now.since(flight.since).as_nanos() as u64);
         self.counters.disk_writes.add(1);
         self.counters.disk_bytes.add(flight.done);
-        self.settle(pool, Settled { owner: flight.owner, write: flight.write, outcome: Ok(()) });
+        self.settle(pool, Settled { owned: flight.owned, outcome: Ok(()) });
         self.next(ring, slot, now)?;
         Ok(None)
     }
@@ -230,27 +233,19 @@ impl Files {
         self.latency.publish();
     }
 
-    fn lose(
-        &mut self,
-        pool: &mut Pool,
-        slot: u32,
-        owner: u8,
-        write: Write,
-        cause: DropCause,
-        errno: i32,
-    ) -> Lost {
+    fn lose(&mut self, pool: &mut Pool, slot: u32, owned: Owned, cause: DropCause, errno: i32) -> Lost {
         let Slot { recording, file, .. } = self.slots[slot as usize];
-        let lost = Lost { recording, file, packets: write.packets, cause, errno };
-        self.settle(pool, Settled { owner, write, outcome: Err(cause) });
+        let lost = Lost { recording, file, packets: owned.write.packets, cause, errno };
+        self.settle(pool, Settled { owned, outcome: Err(cause) });
         lost
     }
 
     /// Counts what is on disk or will not be, and takes the block back; what another reactor has received is that one's to count.
     pub fn settle(&mut self, pool: &mut Pool, settled: Settled) {
-        if settled.owner != self.own {
+        if settled.owned.owner != self.own {
             return self.settled.push(settled);
         }
-        let Settled { write, outcome, .. } = settled;
+        let Settled { owned: Owned { write, .. }, outcome } = settled;
         let packets = write.packets.total();
         self.counters.staged_packets.sub(packets);
         match outcome {
@@ -272,18 +267,18 @@ impl Files {
 
     fn next(&mut self, ring: &mut Ring, slot: u32, now: Mono) -> io::Result<()> {
         match self.slots[slot as usize].queue.pop_front() {
-            Some((owner, write)) => self.start(ring, slot, owner, write, now),
+            Some(owned) => self.start(ring, slot, owned, now),
             None => Ok(()),
         }
     }
 
-    fn start(&mut self, ring: &mut Ring, slot: u32, owner: u8, write: Write, now: Mono) -> io::Result<()> {
+    fn start(&mut self, ring: &mut Ring, slot: u32, owned: Owned, now: Mono) -> io::Result<()> {
         let place = &mut self.slots[slot as usize];
-        let offset = match write.place {
+        let offset = match owned.write.place {
             Place::Append => place.length,
             Place::At(offset) => offset,
         };
-        place.in_flight = Some(InFlight { owner, write, offset, done: 0, since: now });
+        place.in_flight = Some(InFlight { owned, offset, done: 0, since: now });
         self.submit(ring, slot)
     }
 
@@ -293,7 +288,7 @@ impl Files {
         let place = &self.slots[slot as usize];
         let (generation, Some(flight)) = (place.generation, &place.in_flight) else { return Ok(()) };
         let (done, at) = (flight.done as usize, flight.offset + flight.done);
-        let (pointer, len) = match &flight.write.data {
+        let (pointer, len) = match &flight.owned.write.data {
             Data::Block { block, len } => (block[done..*len].as_ptr(), len - done),
             Data::Fill { byte, len } => {
                 let left = usize::try_from(len - flight.done).unwrap_or(usize::MAX);

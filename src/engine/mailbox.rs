@@ -1,5 +1,6 @@
 //! What other threads have for a reactor: a bounded channel, and an eventfd that its ring reads.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
@@ -70,11 +71,20 @@ impl Mailbox {
         let _ = self.letters.send(letter);
     }
 
-    /// For reactors, which wait for nobody. `Err`: the box is full. What comes for a reactor that has ended is gone.
-    pub fn try_put(&self, letter: Letter) -> Result<(), Letter> {
-        match self.letters.try_send(letter) {
-            Err(TrySendError::Full(letter)) => Err(letter),
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
+    /// Puts in what another reactor has kept, as far as there is room: reactors wait for nobody. What is for a reactor that has
+    /// ended is gone.
+    pub fn put_kept(&self, kept: &mut VecDeque<Handover>) {
+        let waiting = kept.len();
+        while let Some(handover) = kept.pop_front() {
+            if let Err(TrySendError::Full(Letter::Handover(handover))) =
+                self.letters.try_send(Letter::Handover(handover))
+            {
+                kept.push_front(handover);
+                break;
+            }
+        }
+        if kept.len() < waiting {
+            self.ring_bell();
         }
     }
 

@@ -475,8 +475,9 @@ impl Parts {
         let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
         let files =
             Files::new(self.index, sockets as u32, self.files, self.write_latency, self.counters.clone());
-        let pool = Pool::new(self.files + limits::BLOCKS_SPARE + self.files / 2, self.block_size)?;
         let neighbours = Neighbours::new(self.index, self.neighbours);
+        let staged = self.files * if neighbours.is_empty() { 1 } else { limits::BLOCKS_PER_FILE_LENT };
+        let pool = Pool::new(staged + limits::BLOCKS_SPARE + self.files / 2, self.block_size)?;
         let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
         let recordings = Recordings::new(
             media.ports(),

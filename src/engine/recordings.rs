@@ -17,7 +17,7 @@ use crossbeam::channel::Sender;
 use super::blocks::Pool;
 use super::commit::Finished;
 use super::directory::{Job, NewFile};
-use super::disk::{FileKey, Files, Lost, Settled};
+use super::disk::{FileKey, Files, Lost, Owned, Settled};
 use super::mailbox::Opened;
 use super::media_source::{Incoming, MediaSource};
 use super::prefetch::prefetch;
@@ -660,10 +660,12 @@ impl Recordings {
                 .and_then(|live| live.files.get(usize::from(write.file)).copied());
             let Some(file) = file else {
                 let outcome = Err(DropCause::WriteFailed);
-                self.files.settle(&mut self.pool, Settled { owner, write, outcome });
+                self.files.settle(&mut self.pool, Settled { owned: Owned { owner, write }, outcome });
                 continue;
             };
-            if let Some(lost) = self.files.write(ring, &mut self.pool, file, owner, write, now, last)? {
+            if let Some(lost) =
+                self.files.write(ring, &mut self.pool, file, Owned { owner, write }, now, last)?
+            {
                 self.lost(&lost);
             }
         }

@@ -25,8 +25,8 @@ use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
-use super::super::disk::Settled;
-use super::super::mailbox::{Letter, Mailbox};
+use super::super::disk::{Owned, Settled};
+use super::super::mailbox::Mailbox;
 use super::super::media_source::MediaSource;
 use super::super::ring::Ring;
 use super::{Linger, Live, LiveStream, PortState, PortUse, Recordings, Stage, stagger};
@@ -55,8 +55,7 @@ pub enum Handover {
     /// A block of a guest, for the file at home.
     Write {
         key: RecordingKey,
-        owner: u8,
-        write: Write,
+        owned: Owned,
     },
     Returned(Box<Returned>),
     Settled(Settled),
@@ -184,21 +183,11 @@ impl Neighbours {
 
     /// `true`: all is on its way.
     fn flush(&mut self) -> bool {
-        let mut all = true;
-        for (mailbox, kept) in self.mailboxes.iter().zip(&mut self.kept) {
-            let waiting = kept.len();
-            while let Some(handover) = kept.pop_front() {
-                if let Err(Letter::Handover(handover)) = mailbox.try_put(Letter::Handover(handover)) {
-                    kept.push_front(handover);
-                    all = false;
-                    break;
-                }
-            }
-            if kept.len() < waiting {
-                mailbox.ring_bell();
-            }
+        for (mailbox, kept) in self.mailboxes.iter().zip(&mut self.kept).filter(|(_, kept)| !kept.is_empty())
+        {
+            mailbox.put_kept(kept);
         }
-        all
+        self.kept.iter().all(VecDeque::is_empty)
     }
 }
 
@@ -214,7 +203,7 @@ impl Recordings {
     /// because it may rely on that.
     pub fn hand_over(&mut self) -> bool {
         for settled in self.files.settled_elsewhere() {
-            self.neighbours.send(settled.owner, Handover::Settled(settled));
+            self.neighbours.send(settled.owned.owner, Handover::Settled(settled));
         }
         self.neighbours.flush()
     }
@@ -263,14 +252,11 @@ impl Recordings {
             Handover::Lend(loan) => self.borrow_ports(loan),
             Handover::Silence { key, stream } => self.silence_here(key, stream),
             Handover::Recall { key, linger } => self.recalled(key, linger),
-            Handover::Write { key, owner, write } => {
-                return self.write_of_guest(ring, key, owner, write, now.mono);
+            Handover::Write { key, owned } => {
+                return self.write_of_guest(ring, key, owned, now.mono);
             }
             Handover::Returned(returned) => self.returned(*returned),
-            Handover::Settled(Settled { write, outcome, .. }) => {
-                let owner = self.neighbours.own;
-                self.files.settle(&mut self.pool, Settled { owner, write, outcome });
-            }
+            Handover::Settled(settled) => self.files.settle(&mut self.pool, settled),
         }
         Ok(())
     }
@@ -280,22 +266,21 @@ impl Recordings {
         &mut self,
         ring: &mut Ring,
         key: RecordingKey,
-        owner: u8,
-        write: Write,
+        owned: Owned,
         now: Mono,
     ) -> io::Result<()> {
-        let index = usize::from(write.file);
+        let index = usize::from(owned.write.file);
         let live = self.live[key.slot as usize].as_mut().filter(|live| live.key == key);
         let Some((live, file)) =
             live.and_then(|live| live.files.get(index).copied().map(|file| (live, file)))
         else {
-            self.files.settle(&mut self.pool, Settled { owner, write, outcome: Err(DropCause::AfterEnd) });
+            self.files.settle(&mut self.pool, Settled { owned, outcome: Err(DropCause::AfterEnd) });
             return Ok(());
         };
         let last = !matches!(live.stage, Stage::Active);
         live.media.flush(&mut self.writes);
         self.write(ring, key.slot, now, last)?;
-        if let Some(lost) = self.files.write(ring, &mut self.pool, file, owner, write, now, last)? {
+        if let Some(lost) = self.files.write(ring, &mut self.pool, file, owned, now, last)? {
             self.lost(&lost);
         }
         Ok(())
@@ -413,8 +398,8 @@ impl Recordings {
 
     /// Writes of a guest go home.
     pub(super) fn send_home(&mut self, key: RecordingKey, write: Write) {
-        let owner = self.neighbours.own;
-        self.neighbours.send(key.reactor, Handover::Write { key, owner, write });
+        let owned = Owned { owner: self.neighbours.own, write };
+        self.neighbours.send(key.reactor, Handover::Write { key, owned });
     }
 
     fn silence_here(&mut self, key: RecordingKey, stream: u8) {
@@ -511,7 +496,8 @@ impl Recordings {
         }
         let owner = self.neighbours.own;
         for write in self.writes.drain(..) {
-            self.files.settle(&mut self.pool, Settled { owner, write, outcome: Err(DropCause::AfterEnd) });
+            let owned = Owned { owner, write };
+            self.files.settle(&mut self.pool, Settled { owned, outcome: Err(DropCause::AfterEnd) });
         }
     }
 
@@ -540,7 +526,7 @@ mod tests {
     use super::*;
     use crate::engine::commit::Finished;
     use crate::engine::directory::Job;
-    use crate::engine::mailbox::{Inbox, mailbox};
+    use crate::engine::mailbox::{Inbox, Letter, mailbox};
     use crate::media::Blocks;
     use crate::proto::pcap::reading::{datagram, records};
     use crate::proto::rtp;
