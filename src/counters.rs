@@ -114,6 +114,9 @@ pub struct ReactorCounters {
     pub kernel_dropped: Counter,
     /// Times the receive buffers ran out; the datagrams wait in their sockets.
     pub buffers_exhausted: Counter,
+    /// RTCP packets that we sent from media ports, and those that did not leave.
+    pub rtcp_sent: Counter,
+    pub rtcp_send_errors: Counter,
     pub turns: Counter,
     pub blocks_total: Counter,
     pub blocks_used: Counter,
@@ -151,6 +154,8 @@ impl Default for ReactorCounters {
             truncated: Counter::new(),
             kernel_dropped: Counter::new(),
             buffers_exhausted: Counter::new(),
+            rtcp_sent: Counter::new(),
+            rtcp_send_errors: Counter::new(),
             turns: Counter::new(),
             blocks_total: Counter::new(),
             blocks_used: Counter::new(),

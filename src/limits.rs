@@ -159,8 +159,8 @@ pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each steered socket: some 60,000 packets as the kernel counts their memory, 200 ms at 300,000 a
 /// second.
 pub const STEERED_RCVBUF: usize = 64 * 1024 * 1024;
-/// Ports of the kernel's choice that may lie in the media range before a steered socket is given up.
-pub const STEERED_BIND_ATTEMPTS: usize = 64;
+/// Ports next to the media range that are tried for a steered socket: each reactor takes two.
+pub const STEERED_BIND_ATTEMPTS: usize = 1_024;
 /// Receive buffer asked for on each SIP socket: 1,000 INVITEs of 4 KiB.
 pub const SIP_RCVBUF: usize = 4 * 1024 * 1024;
 /// File descriptors kept back from the media ports: TCP connections, rings, stats clients, files being committed.
@@ -171,9 +171,9 @@ pub const DESCRIPTORS_RESERVED: usize = 2_048;
 /// Descriptors of one receive ring. A queue brings 1,000,000 packets/s and is reaped every 2 ms; a reactor that does not get
 /// its core for 60 ms finds them all.
 pub const XDP_RING: u32 = 65_536;
-/// Frames of one socket's memory, 64 MiB, and descriptors of its fill ring: a receive ring full of them, and as many for a
-/// zero-copy driver and its own ring. Where the kernel copies, the second half lies idle.
-pub const XDP_FRAMES: u32 = 2 * XDP_RING;
+/// Frames of one socket's memory, 128 MiB, and descriptors of its fill ring: a receive ring full of them. A zero-copy driver
+/// keeps some for its own ring, and has that much less to be read late.
+pub const XDP_FRAMES: u32 = XDP_RING;
 /// One frame: the kernel keeps 256 bytes in front, the rest holds a frame of the usual MTU. Half a page, so that it never
 /// crosses one.
 pub const XDP_FRAME_SIZE: u32 = 2_048;
@@ -231,13 +231,14 @@ pub const BLOCK_SIZE_MAX: usize = 1024 * 1024;
 /// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
 pub const WRITES_QUEUED_PER_FILE: usize = 8;
 /// Workers of the kernel that write for one reactor.
-pub const DISK_WORKERS: u32 = 8;
-/// Blocks beyond one and a half per file, per reactor: writes in flight while the next block fills. A call of two G.711 streams
-/// fills one in 2.8 s, so that the halves last for a disk stall of more than a second.
-pub const BLOCKS_SPARE: usize = 1_024;
-/// Blocks per file and reactor where a call's packets may come to several: the two flows of a stream, RTP and RTCP, come to two
-/// of them at most, and each reactor has its share of all flows.
-pub const BLOCKS_PER_FILE_LENT: usize = 2;
+pub const DISK_WORKERS: u32 = 16;
+/// Bytes of write blocks beyond one per file, of a reactor and of each of its files: writes in flight while the next block
+/// fills. A call of two G.711 streams brings 23 KiB a second, so that a disk may stall for a second and no packet is lost.
+pub const SPARE_BYTES: usize = 32 * 1024 * 1024;
+pub const SPARE_BYTES_PER_FILE: usize = 24 * 1024;
+/// Blocks more per file of a reactor where a call's packets may come to several: the two flows of a stream, RTP and RTCP, come to
+/// two of them at most, and each reactor has its share of all flows.
+pub const BLOCKS_PER_FILE_LENT: usize = 1;
 /// Attempts to commit a recording before it is left as `.part` and reported.
 pub const COMMIT_ATTEMPTS: u32 = 3;
 /// Recordings committed together: one sync of the file system serves them all.
@@ -278,6 +279,12 @@ pub const TCP_CONVERSATIONS: usize = 4;
 pub const LABEL_IN_NAME_MAX: usize = 64;
 /// What one call of the packet path asks for at most: a block sent off, silence, a late packet's own write.
 pub const WRITES_PER_PACKET: usize = 3;
+
+/// How often a stream's sender is told what came of it, on average: the least that RFC 3550 §6.2 knows. A report of 100 bytes
+/// is a 400th of a G.711 stream, far below the twentieth that is RTCP's.
+pub const RTCP_INTERVAL: Duration = Duration::from_secs(5);
+/// Bytes of one RTCP packet that we send: every source of a stream, and our CNAME.
+pub const RTCP_PACKET_MAX: usize = 256;
 
 // The window of sequence numbers that tells late from duplicate is 128 bits wide.
 const _: () = assert!(SEQ_MISORDER_MAX < 128);

@@ -72,6 +72,7 @@ fn watch(format: Format) {
         format,
         // Shorter than the test: blocks leave by age too.
         flush_interval: Duration::from_millis(200),
+        rtcp_reports: true,
         product: "sipreel/test".into(),
     })
     .unwrap();

@@ -1,11 +1,17 @@
 //! The write blocks of one reactor, mapped at start. A block is in the pool, in a recording, or in a write in flight.
 
 use super::mapping::Mapping;
+use crate::limits;
 use crate::media::{Block, Blocks};
 
 pub struct Pool {
     free: Vec<Block>,
     total: usize,
+}
+
+/// Blocks of a reactor that can have so many files open: one for each, and some to spare.
+pub fn wanted(files: usize, size: usize) -> usize {
+    files + (limits::SPARE_BYTES + files * limits::SPARE_BYTES_PER_FILE) / size
 }
 
 impl Pool {

@@ -1,8 +1,11 @@
 //! A datagram as multishot recvmsg leaves it in a provided buffer: header, source address, control messages, payload.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 
 use io_uring::types::RecvMsgOut;
+use socket2::{SockAddr, Socket};
 
 use crate::clock::Wall;
 
@@ -113,17 +116,37 @@ impl<'a> Iterator for ControlMessages<'a> {
     }
 }
 
+/// Sends one datagram from an address of this host, at once or not at all.
+pub fn send(socket: &Socket, from: IpAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    let to = SockAddr::from(to);
+    let control = SourceControl::new(from);
+    let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: a msghdr of zeroes is valid, and everything it is made to point to lives until the call returns; the
+    // kernel only reads through these pointers.
+    let sent = unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_name = to.as_ptr().cast_mut().cast();
+        header.msg_namelen = to.len();
+        header.msg_iov = &mut vector;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_ptr().cast_mut().cast();
+        header.msg_controllen = control.len();
+        libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
+    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The control message that makes an answer leave from the address that the request came to; for sendmsg.
 ///
 /// 40 bytes at most, in a buffer aligned as cmsghdr wants it.
 #[repr(C, align(8))]
-pub struct SourceControl {
+struct SourceControl {
     bytes: [u8; 40],
     len: usize,
 }
 
 impl SourceControl {
-    pub fn new(source: IpAddr) -> SourceControl {
+    fn new(source: IpAddr) -> SourceControl {
         let mut bytes = [0u8; 40];
         let (level, kind, data_len) = match source {
             IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_PKTINFO, 12),
@@ -141,11 +164,11 @@ impl SourceControl {
         SourceControl { bytes, len: (16 + data_len as usize).next_multiple_of(8) }
     }
 
-    pub fn as_ptr(&self) -> *const u8 {
+    fn as_ptr(&self) -> *const u8 {
         self.bytes.as_ptr()
     }
 
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.len
     }
 }

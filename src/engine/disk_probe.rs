@@ -1,6 +1,7 @@
 //! How fast a directory takes recordings: blocks written to many files at once, the way the recorder writes them.
 //!
-//! Writes go through the page cache like the recorder's, a block to each file in turn, and are then synced: a round. Rounds
+//! Writes go past the page cache like the recorder's, where the file system does that; a block to each file in turn, and are
+//! then synced: a round. Rounds
 //! grow until one takes its share of the time, so a fast device gets large ones, in which a sync is a small part, and a slow one
 //! is not held up for long. Only rounds of the last size count. The files have no names (they are unlinked as soon as they are
 //! made), so they are gone with the process, however it ends.
@@ -14,6 +15,8 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::cpu;
+use super::disk;
+use super::mapping::Mapping;
 use crate::limits::BLOCK_SIZE;
 
 /// A round that takes less than this share of the time is followed by one twice as large.
@@ -36,7 +39,9 @@ pub struct Speed {
     /// Written and synced by the rounds that count, and the time they took.
     pub bytes: u64,
     pub time: Duration,
-    /// Of one write of a block into the page cache.
+    /// Whether the writes went past the page cache.
+    pub direct: bool,
+    /// Of one write of a block.
     pub p50: Duration,
     pub p99: Duration,
     pub max: Duration,
@@ -51,6 +56,10 @@ impl Speed {
 /// Writes into `dir` for as long as the bounds say (one round at least), and leaves nothing behind.
 pub fn calibrate(dir: &Path, bounds: Bounds) -> io::Result<Speed> {
     let files: Vec<File> = (0..bounds.files.max(1)).map(|n| unnamed(dir, n)).collect::<io::Result<_>>()?;
+    let direct = disk::takes_direct_writes(&files[0]);
+    if direct {
+        files.iter().try_for_each(disk::write_directly)?;
+    }
     let begin = cpu::now().mono;
     let mut latency = latencies();
     let mut round = Round { from: 0, blocks: 1 };
@@ -73,7 +82,7 @@ pub fn calibrate(dir: &Path, bounds: Bounds) -> io::Result<Speed> {
         }
     }
     let at = |quantile| Duration::from_nanos(latency.value_at_quantile(quantile));
-    Ok(Speed { bytes, time, p50: at(0.5), p99: at(0.99), max: Duration::from_nanos(latency.max()) })
+    Ok(Speed { bytes, time, direct, p50: at(0.5), p99: at(0.99), max: Duration::from_nanos(latency.max()) })
 }
 
 fn unnamed(dir: &Path, n: usize) -> io::Result<File> {
@@ -121,12 +130,12 @@ impl Round {
     }
 
     fn write_share(self, files: &[File]) -> io::Result<Histogram<u64>> {
-        let block = noise();
+        let block = noise()?;
         let mut latency = latencies();
         for number in self.from..self.end() {
             for file in files {
                 let before = cpu::now().mono;
-                file.write_all_at(&block, number * BLOCK_SIZE as u64)?;
+                file.write_all_at(block.bytes(), number * BLOCK_SIZE as u64)?;
                 latency.saturating_record(cpu::now().mono.since(before).as_nanos() as u64);
             }
         }
@@ -135,8 +144,9 @@ impl Round {
     }
 }
 
-/// A block that no file system can make smaller.
-fn noise() -> Vec<u8> {
+/// A block that no file system can make smaller, where direct writes take it from.
+fn noise() -> io::Result<Mapping> {
+    let mut block = Mapping::huge(BLOCK_SIZE)?;
     let mut state = cpu::now().mono.0 | 1;
     let mut next = || {
         // xorshift64 (Marsaglia, 2003).
@@ -145,7 +155,8 @@ fn noise() -> Vec<u8> {
         state ^= state << 17;
         state.to_ne_bytes()
     };
-    (0..BLOCK_SIZE / 8).flat_map(|_| next()).collect()
+    block.bytes_mut().chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&next()));
+    Ok(block)
 }
 
 #[cfg(test)]
@@ -181,7 +192,8 @@ mod tests {
 
     #[test]
     fn noise_does_not_repeat() {
-        let block = noise();
+        let block = noise().unwrap();
+        let block = block.bytes();
         assert_eq!(block.len(), BLOCK_SIZE);
         assert!(block.chunks(8).collect::<std::collections::HashSet<_>>().len() > BLOCK_SIZE / 8 - 2);
     }

@@ -55,6 +55,16 @@ impl Mapping {
         self.len
     }
 
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the bytes are initialised (the kernel zeroes them) and mapped until the mapping is dropped, which ends this borrow.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and nobody else has a reference.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+
     /// Keeps it mapped as long as the process lives.
     pub fn leak(self) -> &'static mut [u8] {
         let mapping = std::mem::ManuallyDrop::new(self);

@@ -7,7 +7,7 @@
 //! | `directory` | making directories and files |
 //! | `commit` | hashes, manifests, sync, rename |
 
-mod blocks;
+pub mod blocks;
 mod bpf;
 mod buffers;
 mod capability;
@@ -31,6 +31,7 @@ pub mod probe;
 mod published;
 mod reactor;
 mod recordings;
+mod reports;
 mod ring;
 mod tcp;
 mod udp;
@@ -65,6 +66,7 @@ use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
 use recordings::guests::Neighbours;
 use recordings::{Recordings, Storage};
+use reports::Reports;
 use ring::Ring;
 
 /// What the recorder is to do; the shell has checked that it makes sense.
@@ -88,6 +90,8 @@ pub struct Settings {
     /// Bytes of a write block: a multiple of `limits::DISK_ALIGNMENT`.
     pub block_size: usize,
     pub flush_interval: Duration,
+    /// Those who send media are told by RTCP what came of it.
+    pub rtcp_reports: bool,
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
 }
@@ -232,6 +236,7 @@ impl Recorder {
         let mut parts = Vec::new();
         let (sip_udp, mut sip_udp_sockets) = by_reactor(sip_udp, reactors);
         let (sip_tcp, mut sip_tcp_sockets) = by_reactor(sip_tcp, reactors);
+        let cname = reports::cname();
         for (index, part) in media.parts.into_iter().enumerate() {
             let (mailbox, inbox) =
                 mailbox::mailbox().map_err(|e| format!("creating an eventfd failed: {e}"))?;
@@ -257,6 +262,7 @@ impl Recorder {
                 direct,
                 block_size: settings.block_size,
                 flush_interval: settings.flush_interval,
+                reports: settings.rtcp_reports.then(|| Reports::new(cname.clone(), counters.clone())),
                 write_latency,
                 batch,
                 counters,
@@ -454,6 +460,7 @@ struct Parts {
     direct: bool,
     block_size: usize,
     flush_interval: Duration,
+    reports: Option<Reports>,
     write_latency: Recorded,
     batch: Recorded,
     counters: Arc<ReactorCounters>,
@@ -476,8 +483,8 @@ impl Parts {
         let files =
             Files::new(self.index, sockets as u32, self.files, self.write_latency, self.counters.clone());
         let neighbours = Neighbours::new(self.index, self.neighbours);
-        let staged = self.files * if neighbours.is_empty() { 1 } else { limits::BLOCKS_PER_FILE_LENT };
-        let pool = Pool::new(staged + limits::BLOCKS_SPARE + self.files / 2, self.block_size)?;
+        let lent = if neighbours.is_empty() { 0 } else { self.files * limits::BLOCKS_PER_FILE_LENT };
+        let pool = Pool::new(blocks::wanted(self.files, self.block_size) + lent, self.block_size)?;
         let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
         let recordings = Recordings::new(
             media.ports(),
@@ -486,7 +493,8 @@ impl Parts {
             self.jobs,
             self.counters.clone(),
             neighbours,
-        );
+        )
+        .reporting(self.reports);
         Ok(Reactor {
             ring,
             media,

@@ -21,6 +21,7 @@ use super::disk::{FileKey, Files, Lost, Owned, Settled};
 use super::mailbox::Opened;
 use super::media_source::{Incoming, MediaSource};
 use super::prefetch::prefetch;
+use super::reports::{Reports, Schedule};
 use super::ring::{Completion, Ring};
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::{DropCause, ReactorCounters};
@@ -96,11 +97,12 @@ struct LiveStream {
     kernel_dropped: u64,
     /// Taken out by a re-INVITE: when its ports fall silent. What had been sent by then is on its way (RFC 3264 §8.3.1).
     silent_at: Option<Mono>,
+    report: Schedule,
 }
 
 impl LiveStream {
     fn new(ports: PortPair, address: IpAddr) -> LiveStream {
-        LiveStream { ports, address, kernel_dropped: 0, silent_at: None }
+        LiveStream { ports, address, kernel_dropped: 0, silent_at: None, report: Schedule::default() }
     }
 
     /// RTP, RTCP.
@@ -167,6 +169,8 @@ pub struct Recordings {
     shared_drops: u64,
     neighbours: Neighbours,
     loans: Loans,
+    /// None: nobody is told what came.
+    reports: Option<Reports>,
 }
 
 /// The way to the directory thread. A reactor never waits for it: what finds the queue full is kept, in order, for the next
@@ -226,7 +230,13 @@ impl Recordings {
             shared_drops: 0,
             loans: Loans::new(if neighbours.is_empty() { 0 } else { sessions }),
             neighbours,
+            reports: None,
         }
+    }
+
+    pub fn reporting(mut self, reports: Option<Reports>) -> Recordings {
+        self.reports = reports;
+        self
     }
 
     /// Whether an INVITE waits for its files.
@@ -618,7 +628,7 @@ impl Recordings {
     }
 
     /// A part of the open recordings each time, so that all are seen once per `sweep_period`: old blocks are sent off, drops
-    /// are read from the sockets.
+    /// are read from the sockets, senders are told what came.
     pub fn sweep(&mut self, ring: &mut Ring, media: &mut MediaSource, now: Now) -> io::Result<()> {
         let ticks = (self.sweep_period().as_millis() / limits::TICK.as_millis()).max(1) as usize;
         for _ in 0..self.active.len().div_ceil(ticks) {
@@ -626,6 +636,7 @@ impl Recordings {
             let slot = self.active[self.sweep_from];
             self.read_drops(media, slot);
             self.silence_removed(media, slot, now.mono);
+            self.report(media, slot, now);
             let Some(live) = self.live[slot as usize].as_mut() else { continue };
             let interval = self.flush_interval;
             if live.media.staged_since().is_some_and(|since| overdue(since, now.wall, interval)) {
@@ -640,6 +651,22 @@ impl Recordings {
         self.files.publish();
         self.jobs.flush();
         Ok(())
+    }
+
+    /// To those who send to the streams of a recording, as far as they are due.
+    fn report(&mut self, media: &MediaSource, slot: u32, now: Now) {
+        let Recordings { ports, live, reports, .. } = self;
+        let (Some(reports), Some(live)) = (reports, &mut live[slot as usize]) else { return };
+        if !matches!(live.stage, Stage::Active) {
+            return;
+        }
+        for (index, stream) in (0..).zip(&mut live.streams) {
+            let port = ports[usize::from(stream.ports.index) * 2];
+            let ours = port.recording == slot && port.stream == index && port.state == PortState::Open;
+            if ours && stream.silent_at.is_none() {
+                reports.send(media, &mut live.media, (index, stream.ports), &mut stream.report, now);
+            }
+        }
     }
 
     fn sweep_period(&self) -> Duration {
@@ -1109,6 +1136,44 @@ mod tests {
         ] {
             assert_eq!(overdue(since, now, interval), expected, "{since} {now}");
         }
+    }
+
+    #[test]
+    fn reports_are_due_every_few_seconds_as_long_as_packets_come() {
+        let mut bench = Bench::new();
+        let reports = Reports::new("srs".into(), bench.counters.clone());
+        bench.recordings.reports = Some(reports);
+        let peer = std::net::UdpSocket::bind((LOCAL, 0)).unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let rtcp = peer.local_addr().unwrap();
+        let from = SocketAddr::new(LOCAL, rtcp.port() - 1);
+        let sent_after = |bench: &mut Bench, seconds: u64, packets: u8| {
+            for sequence in 0..packets {
+                let bytes = [0x80, 0, 0, sequence, 0, 0, 0, 0, 0, 0, 0, 7, 0xff];
+                let mut incoming = incoming(0, &bytes, false);
+                incoming.datagram.from = from;
+                bench.recordings.packet(&mut bench.ring, &incoming, bench.now).unwrap();
+            }
+            bench.now.mono = bench.now.mono + Duration::from_secs(seconds);
+            bench.recordings.sweep(&mut bench.ring, &mut bench.media, bench.now).unwrap();
+            bench.counters.rtcp_sent.get()
+        };
+        bench.open(KEY, Format::Pcap);
+        assert_eq!(sent_after(&mut bench, 1, 0), 0, "nothing to report");
+        assert_eq!(sent_after(&mut bench, 0, 2), 1, "at once");
+        assert_eq!(sent_after(&mut bench, 2, 3), 1, "not due");
+        assert_eq!(sent_after(&mut bench, 6, 0), 2);
+        assert_eq!(sent_after(&mut bench, 60, 0), 2, "silence is not reported");
+        bench.close();
+        assert_eq!(sent_after(&mut bench, 60, 1), 2, "nor is what comes after the end");
+        let mut packet = [0; 100];
+        for highest in [1, 2] {
+            let (len, sender) = peer.recv_from(&mut packet).unwrap();
+            assert_eq!((len, sender), (48, SocketAddr::new(LOCAL, bench.ports[0] + 1)));
+            assert_eq!((packet[1], packet[11], packet[19]), (201, 7, highest));
+        }
+        bench.finished();
+        bench.accounted();
     }
 
     #[test]

@@ -7,10 +7,10 @@ use std::os::fd::AsRawFd;
 use bytes::Bytes;
 use io_uring::opcode;
 use io_uring::types::Fd;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::buffers::Buffers;
-use super::datagram::{self, SourceControl};
+use super::datagram;
 use super::media_source::sockets::{enable, new_drops};
 use super::ring::{Completion, Kind, Ring, Token};
 use crate::clock::Wall;
@@ -144,22 +144,7 @@ impl Listeners {
         let Some((socket, _)) = self.sockets.get(usize::from(flow.listener)) else {
             return Err(io::ErrorKind::NotConnected.into());
         };
-        let peer = SockAddr::from(flow.peer);
-        let control = SourceControl::new(flow.local.ip());
-        let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        // SAFETY: a msghdr of zeroes is valid, and everything it is made to point to lives until the call returns; the
-        // kernel only reads through these pointers.
-        let sent = unsafe {
-            let mut header: libc::msghdr = std::mem::zeroed();
-            header.msg_name = peer.as_ptr().cast_mut().cast();
-            header.msg_namelen = peer.len();
-            header.msg_iov = &mut vector;
-            header.msg_iovlen = 1;
-            header.msg_control = control.as_ptr().cast_mut().cast();
-            header.msg_controllen = control.len();
-            libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-        };
-        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        datagram::send(socket, flow.local.ip(), flow.peer, bytes)
     }
 }
 

@@ -3,6 +3,7 @@
 //! The one copy of a packet happens here: from the receive buffer into the recording's block, as a whole record. A block
 //! that is full or old leaves as a [`Write`]; the engine owns it until its completion and gives it back to the pool.
 
+mod feedback;
 pub mod recording;
 mod stage;
 pub mod stream;
@@ -14,6 +15,7 @@ use crate::clock::Wall;
 use crate::limits::STREAMS_PER_RECORDING_MAX;
 
 pub use crate::proto::rtp::Channel;
+pub use feedback::Report;
 pub use recording::{Recording, StreamSpec};
 
 /// A write block: [`crate::limits::BLOCK_SIZE`] bytes, mapped at start, owned by exactly one of pool, recording, write.

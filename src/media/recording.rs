@@ -8,6 +8,7 @@ use crate::counters::DropCause;
 use crate::limits::{
     BLOCK_SIZE, CACHE_LINE, DISK_ALIGNMENT, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
 };
+use crate::media::feedback::{Feedback, Report};
 use crate::media::stage::{Exits, Load, Stage};
 use crate::media::stream::{Reception, Source, Track};
 use crate::media::timeline::{Elapsed, Timeline};
@@ -15,7 +16,8 @@ use crate::media::{Blocks, Channel, Packet, Place, Shares, Signal, Touched, Writ
 use crate::proto::manifest::{Format, StreamReport};
 use crate::proto::pcap::{self, Frame, Tcp};
 use crate::proto::raw;
-use crate::proto::rtp::{self, Kind};
+use crate::proto::rtcp;
+use crate::proto::rtp::{self, Kind, Rtp};
 use crate::proto::sdp::Codec;
 
 // A block holds the longest record of a SIP message, so that none is left out for its length.
@@ -236,10 +238,14 @@ impl Recording {
             kind => kind,
         };
         let rtp = if kind == Kind::Rtp { rtp::view(packet.bytes) } else { None };
-        if let Some(rtp) = &rtp
-            && !of.track.follow(packet.at, rtp)
-        {
-            rest.streams[index].reception.receive(&mut of.track, packet.at, rtp);
+        match &rtp {
+            Some(rtp) if !of.track.follow(packet.at, rtp) => {
+                rest.streams[index].unusual(&mut of.track, packet, rtp)
+            }
+            // Where the usual packet comes from is looked at now and then.
+            Some(rtp) if rtp.sequence & 0xff == 0 => rest.streams[index].feedback.rtp(packet),
+            None if kind == Kind::Rtcp => rest.streams[index].rtcp(channel, packet),
+            _ => {}
         }
         let exits = &mut Exits { blocks, writes };
         let load = Load { at: packet.at, stream: Some(stream), bytes: packet.bytes.len() as u64 };
@@ -349,6 +355,15 @@ impl Recording {
             jitter_ms: sums.jitter_ms,
             file: Some(self.file_name(stream)),
         }
+    }
+
+    /// What is to be sent to who sends the stream, since the last time that this was asked. `None`: nothing has come since, or
+    /// nobody knows where to send it.
+    pub fn receiver_report(&mut self, stream: u8, now: Wall) -> Option<Report> {
+        let Recording { near, far, rest, .. } = self;
+        let track = stream_of(near, far, stream)?.track;
+        let StreamRest { feedback, reception, unmuxed, .. } = rest.streams.get_mut(usize::from(stream))?;
+        feedback.report(reception.figures(&track), unmuxed.is_none(), now)
     }
 
     /// What this recording has seen of the stream, for another of the same call to absorb. `None`: it has no such stream.
@@ -619,6 +634,7 @@ impl Sink {
 #[derive(Debug)]
 struct StreamRest {
     reception: Reception,
+    feedback: Feedback,
     rtcp_frame: Option<Frame>,
     /// RTP packets that were not taken.
     refused: u64,
@@ -639,6 +655,7 @@ impl StreamRest {
         let answered = spec.codecs.iter().fold(0, |bits, codec| bits | 1 << (codec.payload_type & 0x7f));
         StreamRest {
             reception: Reception::new(&spec.codecs),
+            feedback: Feedback::default(),
             rtcp_frame: None,
             refused: 0,
             rtcp_packets: 0,
@@ -656,6 +673,23 @@ impl StreamRest {
         match (rtp::view(bytes), self.unmuxed) {
             (Some(rtp), Some(answered)) if answered & 1 << rtp.payload_type != 0 => Kind::Rtp,
             _ => Kind::Rtcp,
+        }
+    }
+
+    /// RTP that the track could not follow.
+    #[cold]
+    fn unusual(&mut self, track: &mut Track, packet: &Packet<'_>, rtp: &Rtp<'_>) {
+        self.reception.receive(track, packet.at, rtp);
+        self.feedback.rtp(packet);
+    }
+
+    #[cold]
+    fn rtcp(&mut self, channel: Channel, packet: &Packet<'_>) {
+        self.feedback.rtcp(channel, packet);
+        if let Some(report) = rtcp::sender_report(packet.bytes)
+            && let Some(source) = self.reception.index(report.ssrc)
+        {
+            self.feedback.sender_report(source, report, packet.at);
         }
     }
 
@@ -768,6 +802,7 @@ mod tests {
     use crate::media::{Block, Data};
     use crate::proto::pcap::frame_record_len;
     use crate::proto::pcap::reading::{datagram, records};
+    use crate::proto::rtcp::ReportBlock;
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -1335,6 +1370,40 @@ mod tests {
         let long = recording.add_stream(spec(&"x".repeat(1_000), &opus()));
         assert_eq!(recording.file_name(long).len(), 68);
         assert_eq!(recording.file_name(99), "");
+    }
+
+    #[test]
+    fn a_report_tells_what_came_of_its_stream() {
+        let mut bench = Bench::new(Format::Pcap, &[&pcmu(), &pcmu()]);
+        let audio = |bench: &mut Bench, n: u16, late: u64| {
+            bench.audio(1, u64::from(n) * 20 + late, 65_530u16.wrapping_add(n), u32::from(n) * 160, 1);
+        };
+        // One of twelve is lost, one comes 8 ms late: 64 ticks, twice, less a sixteenth of 64, of which a sixteenth is told.
+        (0..12).filter(|&n| n != 5).for_each(|n| audio(&mut bench, n, if n == 10 { 8 } else { 0 }));
+        assert_eq!(bench.recording.receiver_report(0, Wall(START)), None, "nothing came to this one");
+        let report = bench.recording.receiver_report(1, Wall(START)).unwrap();
+        let mut block =
+            ReportBlock { ssrc: 7, fraction_lost: 21, lost: 1, highest: 65_541, ..ReportBlock::default() };
+        block.jitter = 7;
+        assert_eq!(
+            (report.to, report.channel, report.blocks()),
+            (address(1, 40_001), Channel::Rtcp, &[block][..])
+        );
+        assert_eq!(report.local, address(2, 0).ip());
+
+        let mut sender_report = [0; 28];
+        sender_report[..16].copy_from_slice(&[0x80, 200, 0, 6, 0, 0, 0, 7, 1, 2, 3, 4, 5, 6, 7, 8]);
+        bench.send(1, Channel::Rtcp, START + 300 * MS, &sender_report).unwrap();
+        assert_eq!(bench.recording.receiver_report(1, Wall(START)), None, "no RTP since");
+        audio(&mut bench, 12, 0);
+        let report = bench.recording.receiver_report(1, Wall(START + 1_800 * MS)).unwrap();
+        let [block] = report.blocks() else { panic!("{report:?}") };
+        assert_eq!(
+            (block.fraction_lost, block.last_report, block.since_last_report),
+            (0, 0x0304_0506, 98_304)
+        );
+        assert_eq!(report.to, address(1, 40_000), "where RTCP came from");
+        bench.flush();
     }
 
     #[test]

@@ -87,6 +87,19 @@ pub struct Sums {
     pub last: Option<Wall>,
 }
 
+/// One source as a receiver report sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Figures {
+    pub ssrc: u32,
+    /// Packets, each once.
+    pub received: u64,
+    pub lost: u64,
+    /// Highest sequence number, extended by the cycles since the source began or restarted.
+    pub highest: u32,
+    /// In ticks of the media clock.
+    pub jitter: u32,
+}
+
 impl Reception {
     pub fn new(codecs: &[Codec]) -> Reception {
         let rate = |codec: &Codec| if raw::is_event(codec) { 0 } else { codec.clock_rate };
@@ -148,6 +161,16 @@ impl Reception {
         self.caught_up(track).map(|source| source.report()).collect()
     }
 
+    /// What a receiver report tells of each source, in order of appearance.
+    pub fn figures(&self, track: &Track) -> impl Iterator<Item = Figures> {
+        self.caught_up(track).map(|source| source.figures())
+    }
+
+    /// Index of a source that has sent RTP.
+    pub fn index(&self, ssrc: u32) -> Option<usize> {
+        self.sources[..self.used].iter().position(|source| source.ssrc == ssrc)
+    }
+
     fn catch_up(&mut self, track: &mut Track) {
         self.sources[track.source()].catch_up(track);
         track.ahead = 0;
@@ -164,7 +187,7 @@ impl Reception {
     }
 
     fn source(&mut self, ssrc: u32) -> usize {
-        if let Some(known) = self.sources[..self.used].iter().position(|source| source.ssrc == ssrc) {
+        if let Some(known) = self.index(ssrc) {
             return known;
         }
         self.used = (self.used + 1).min(SSRCS_PER_STREAM);
@@ -311,6 +334,16 @@ impl Source {
 
     fn lost(&self) -> u64 {
         self.lost_before + self.run.lost()
+    }
+
+    fn figures(&self) -> Figures {
+        Figures {
+            ssrc: self.ssrc,
+            received: self.packets - self.duplicate.min(self.packets),
+            lost: self.lost(),
+            highest: self.run.highest.wrapping_sub(1 << 16) as u32,
+            jitter: self.jitter.scaled >> 4,
+        }
     }
 
     fn report(&self) -> Ssrc {

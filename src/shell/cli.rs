@@ -139,6 +139,13 @@ pub struct RecordArgs {
     #[arg(long, value_name = "NAME")]
     pub xdp_interface: Vec<String>,
 
+    /// Tell the sender of each stream by RTCP what came of it, every 5 s on average
+    ///
+    /// A report leaves from the port and address that the media came to, and goes to where the stream's RTCP or RTP comes
+    /// from; it shows the SRC what is lost on the way. `off` when a firewall or a test counts every packet.
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value = "on")]
+    pub rtcp_reports: Switch,
+
     /// How long a port pair rests before its next call
     ///
     /// Late packets of the call before must not end up in the next one.
@@ -232,6 +239,12 @@ impl Ports {
 /// CPU numbers, ascending, each once.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cores(pub Vec<usize>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum LogFormat {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cli::{Cores, Listen, Ports, RecordArgs};
+use super::cli::{Cores, Listen, Ports, RecordArgs, Switch};
 use crate::engine::Settings;
 use crate::engine::media_source::Kind;
 use crate::limits::{BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, REACTORS_MAX, SESSIONS_MAX, TICK};
@@ -81,6 +81,7 @@ impl Config {
             format: args.format,
             block_size: block_size(args.block_size)?,
             flush_interval: flush_interval(args.flush_interval)?,
+            rtcp_reports: args.rtcp_reports == Switch::On,
             product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
             // Last, because it leaves a directory behind.
             dir: directory(&args.dir)?,

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator;
@@ -15,8 +14,11 @@ use signal_hook::iterator;
 /// Signals this soon after the first are the same wish: timeout(1) signals its child and then its child's group.
 const SAME_WISH: Duration = Duration::from_millis(100);
 
-/// The first signal that ends the recorder, by name.
-pub struct Ending(Receiver<&'static str>);
+/// Signals on their way to [`Ending::wait`].
+pub struct Ending {
+    signals: iterator::Signals,
+    armed: Arc<AtomicBool>,
+}
 
 impl Ending {
     /// From now on the first SIGTERM or SIGINT is kept for [`Ending::wait`], even if it comes before that is called.
@@ -28,34 +30,36 @@ impl Ending {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&armed))?;
         }
         let signals = iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-        let (first, ending) = bounded(1);
-        thread::Builder::new().name("signals".into()).spawn(move || watch(signals, &first, &armed))?;
-        Ok(Ending(ending))
+        Ok(Ending { signals, armed })
     }
 
-    /// Blocks until SIGTERM or SIGINT, and says which.
-    pub fn wait(&self) -> &'static str {
-        self.0.recv().expect("the thread that watches signals never ends")
-    }
-}
-
-fn watch(mut signals: iterator::Signals, first: &Sender<&'static str>, armed: &AtomicBool) {
-    for signal in signals.forever() {
-        match name(signal) {
-            Some(name) => {
-                // Full when it is not the first; then the handler is about to end the process anyway.
-                let _ = first.try_send(name);
-                thread::sleep(SAME_WISH);
-                armed.store(true, Ordering::Relaxed);
-            }
-            None => {
-                tracing::info!("SIGHUP ignored: nothing can be reloaded; a change of flags needs a restart")
-            }
+    /// Blocks until SIGTERM or SIGINT, and says which. Only then is there a thread for what follows: one made before the
+    /// recorder has dropped its capabilities would keep them.
+    pub fn wait(self) -> &'static str {
+        let Ending { mut signals, armed } = self;
+        let first = signals.forever().find_map(noted).expect("signals never end");
+        let rest = Arc::clone(&armed);
+        let spawned = thread::Builder::new().name("signals".into()).spawn(move || {
+            thread::sleep(SAME_WISH);
+            rest.store(true, Ordering::Relaxed);
+            signals.forever().for_each(|signal| _ = noted(signal));
+        });
+        if spawned.is_err() {
+            armed.store(true, Ordering::Relaxed);
         }
+        first
     }
 }
 
-/// The name of a signal that ends the recorder.
+/// The name of a signal that ends the recorder; of another, a line in the log.
+fn noted(signal: c_int) -> Option<&'static str> {
+    let name = name(signal);
+    if name.is_none() {
+        tracing::info!("SIGHUP ignored: nothing can be reloaded; a change of flags needs a restart");
+    }
+    name
+}
+
 fn name(signal: c_int) -> Option<&'static str> {
     match signal {
         SIGTERM => Some("SIGTERM"),

@@ -141,6 +141,9 @@ pub struct Media {
     pub kernel_dropped: u64,
     pub truncated: u64,
     pub buffers_exhausted: u64,
+    /// Receiver reports; in none of the figures above.
+    pub rtcp_sent: u64,
+    pub rtcp_send_errors: u64,
 }
 
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -341,6 +344,8 @@ impl Media {
             kernel_dropped: counters.kernel_dropped.get(),
             truncated: counters.truncated.get(),
             buffers_exhausted: counters.buffers_exhausted.get(),
+            rtcp_sent: counters.rtcp_sent.get(),
+            rtcp_send_errors: counters.rtcp_send_errors.get(),
         };
         let accounted = media.recorded_packets + media.staged_packets + media.dropped_total;
         media.unaccounted_packets = media.received_packets.wrapping_sub(accounted) as i64;
@@ -361,6 +366,8 @@ impl Media {
         self.kernel_dropped += other.kernel_dropped;
         self.truncated += other.truncated;
         self.buffers_exhausted += other.buffers_exhausted;
+        self.rtcp_sent += other.rtcp_sent;
+        self.rtcp_send_errors += other.rtcp_send_errors;
     }
 }
 

@@ -1,6 +1,8 @@
 //! A wire of a test's own: `perf/lab`'s two network namespaces, the recorder's box in one and who loads it in the other.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,6 +52,26 @@ impl Lab {
         let mut command = self.perf("exec");
         command.arg(end).arg(program);
         command
+    }
+
+    /// Does `work` on a thread inside `recorder` or `load`: its sockets are there, and the programs that it starts.
+    pub fn inside<T: Send>(&self, end: &str, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}-{end}", self.name)).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                // SAFETY: the call takes no memory, and moves this thread alone.
+                let entered = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+                assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// `ip` with these words as arguments, at this end.
+    #[track_caller]
+    pub fn ip(&self, end: &str, words: &str) -> String {
+        crate::peers::output(self.command(end, "ip").args(words.split_whitespace()))
     }
 
     fn perf(&self, what: &str) -> Command {

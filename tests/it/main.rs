@@ -12,13 +12,16 @@ mod recorder;
 mod recording;
 mod src;
 
+mod attach;
 mod dialog;
 mod disk;
 mod formats;
 mod hostile;
 mod life;
 mod load;
+mod rtcp;
 mod sipp;
+mod sources;
 mod stats;
 mod vendors;
 mod wire;

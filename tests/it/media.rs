@@ -1,8 +1,10 @@
 //! RTP as a party of the call sends it, and the tones that it carries.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use crate::recorder::PATIENCE;
 
 /// Bytes and clock ticks of 20 ms of G.711.
 pub const FRAME: usize = 160;
@@ -23,11 +25,15 @@ pub struct Leg {
 
 impl Leg {
     pub fn new(ip: IpAddr, port: u16, ssrc: u32) -> Leg {
-        let socket = || UdpSocket::bind((ip, 0)).unwrap();
+        Leg::between(facing(ip), SocketAddr::new(ip, port), ssrc)
+    }
+
+    pub fn between(from: IpAddr, to: SocketAddr, ssrc: u32) -> Leg {
+        let (rtp, rtcp) = pair(from);
         Leg {
-            rtp: socket(),
-            rtcp: socket(),
-            to: SocketAddr::new(ip, port),
+            rtp,
+            rtcp,
+            to,
             ssrc,
             payload_type: 0,
             // Near the turn-over, so that every test has it.
@@ -35,6 +41,14 @@ impl Leg {
             timestamp: 0xffff_ff00,
             sent: Vec::new(),
         }
+    }
+
+    pub fn to(&self) -> SocketAddr {
+        self.to
+    }
+
+    pub fn socket(&self) -> &UdpSocket {
+        &self.rtp
     }
 
     /// Where its RTP comes from.
@@ -74,6 +88,17 @@ impl Leg {
         }
     }
 
+    /// The next RTCP packet that comes to the RTCP port, or to that of RTP; and where it is from.
+    #[track_caller]
+    pub fn receive_rtcp(&self, mux: bool) -> (SocketAddr, Vec<u8>) {
+        let socket = if mux { &self.rtp } else { &self.rtcp };
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut packet = vec![0; 2_048];
+        let (len, from) = socket.recv_from(&mut packet).expect("no RTCP came");
+        packet.truncate(len);
+        (from, packet)
+    }
+
     /// A sender report without report blocks (RFC 3550 §6.4.1).
     pub fn send_rtcp(&mut self) {
         let mut report = vec![0x80, 200, 0, 6];
@@ -81,6 +106,26 @@ impl Leg {
         report.extend([0; 20]);
         self.rtcp.send_to(&report, SocketAddr::new(self.to.ip(), self.to.port() + 1)).unwrap();
     }
+}
+
+/// An RTP socket, and an RTCP socket on the next port.
+fn pair(ip: IpAddr) -> (UdpSocket, UdpSocket) {
+    loop {
+        let rtp = UdpSocket::bind((ip, 0)).unwrap();
+        let next = rtp.local_addr().unwrap().port().wrapping_add(1);
+        match UdpSocket::bind((ip, next)) {
+            Ok(rtcp) if next != 0 => return (rtp, rtcp),
+            _ => continue,
+        }
+    }
+}
+
+/// Our address on the way to another.
+pub fn facing(ip: IpAddr) -> IpAddr {
+    let any: IpAddr = if ip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).unwrap();
+    socket.connect((ip, 9)).unwrap();
+    socket.local_addr().unwrap().ip()
 }
 
 /// One packet of each leg every 20 ms, the first of them now.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::recording::Recording;
 
 /// For everything that is a matter of milliseconds on an idle machine; tests share theirs with many.
@@ -48,6 +48,9 @@ pub struct Setup {
     descriptors: Option<usize>,
     /// `sipreel` inside a lab, where it has all ports to itself.
     inside: Option<Command>,
+    /// Of the recordings directory.
+    owner: Option<u32>,
+    sip_port: u16,
 }
 
 impl Setup {
@@ -59,6 +62,8 @@ impl Setup {
             tmpfs: None,
             descriptors: None,
             inside: None,
+            owner: None,
+            sip_port: 0,
         }
     }
 
@@ -94,11 +99,67 @@ impl Setup {
         self
     }
 
+    /// The same, started by this program, which takes the recorder as its last argument.
+    pub fn lab_by(mut self, lab: &Lab, program: &str, arguments: &[String]) -> Setup {
+        let mut command = lab.command("recorder", program);
+        command.args(arguments).arg(env!("CARGO_BIN_EXE_sipreel"));
+        self.inside = Some(command);
+        self
+    }
+
+    /// Who may write to its directory.
+    pub fn owned_by(mut self, user: u32) -> Setup {
+        self.owner = Some(user);
+        self
+    }
+
+    pub fn sip_port(mut self, port: u16) -> Setup {
+        self.sip_port = port;
+        self
+    }
+
+    /// `sockets`, `steered`, `xdp` on the lab's interface, or `auto`, which has that to choose.
+    pub fn source(self, kind: &str) -> Setup {
+        let setup = self.flag("--media-source-kind", kind);
+        match kind {
+            // A core for the wire's one queue.
+            "xdp" | "auto" => {
+                setup.flag("--xdp-interface", lab::INTERFACE).flag("--cores", &first_core().to_string())
+            }
+            _ => setup,
+        }
+    }
+
     pub fn start(self) -> Recorder {
+        let mounted = self.tmpfs.is_some();
+        let Spawned { child, home, dir, stats_socket, first_port } = self.spawn();
+        let mut recorder = Recorder::ready(child, home, dir, stats_socket, mounted);
+        recorder.first_port = first_port;
+        recorder
+    }
+
+    /// Where it cannot start: its exit code and the one line that it logged.
+    #[track_caller]
+    pub fn refused(self) -> (Option<i32>, String) {
+        let Spawned { child, home, .. } = self.spawn();
+        let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+        drop(home);
+        let text = String::from_utf8(stderr).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: Value = serde_json::from_str(&text).unwrap();
+        (status.code(), line["message"].as_str().unwrap().to_owned())
+    }
+
+    fn spawn(self) -> Spawned {
         let home = TempDir::new().unwrap();
         let dir = home.path().join("recordings");
         fs::create_dir(&dir).unwrap();
         let stats_socket = home.path().join("stats.sock");
+        if let Some(owner) = self.owner {
+            for path in [home.path(), &dir] {
+                std::os::unix::fs::chown(path, Some(owner), None).unwrap();
+            }
+        }
         let ports = match self.inside {
             Some(_) => format!("{}-{}", PORTS.start, PORTS.start + self.pairs * 2 - 1),
             None => media_ports(self.ip, self.pairs),
@@ -109,7 +170,7 @@ impl Setup {
             (None, None, Some(limit)) => limited(limit),
             (None, None, None) => Command::new(env!("CARGO_BIN_EXE_sipreel")),
         };
-        let listen = SocketAddr::new(self.ip, 0).to_string();
+        let listen = SocketAddr::new(self.ip, self.sip_port).to_string();
         let child = command
             .arg("record")
             .args(["--dir".as_ref(), dir.as_os_str()])
@@ -122,10 +183,25 @@ impl Setup {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut recorder = Recorder::ready(child, home, dir, stats_socket, self.tmpfs.is_some());
-        recorder.first_port = ports.split('-').next().unwrap().parse().unwrap();
-        recorder
+        let first_port = ports.split('-').next().unwrap().parse().unwrap();
+        Spawned { child, home, dir, stats_socket, first_port }
     }
+}
+
+/// A recorder that nothing has been heard of.
+struct Spawned {
+    child: Child,
+    home: TempDir,
+    dir: PathBuf,
+    stats_socket: PathBuf,
+    first_port: u16,
+}
+
+/// Of those that this process may run on.
+fn first_core() -> usize {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    list.trim().split([',', '-']).next().unwrap().parse().unwrap()
 }
 
 /// A range of port pairs that no other test has and nobody else has bound.

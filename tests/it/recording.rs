@@ -89,6 +89,15 @@ pub struct Datagram {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub payload: Vec<u8>,
+    /// The frame around it, with what stands behind the datagram.
+    pub frame: Vec<u8>,
+}
+
+impl Datagram {
+    /// Its frame was addressed to the recorder's end of a lab; one that the recorder has made up was not.
+    pub fn is_from_wire(&self) -> bool {
+        self.frame[..6] == [2, 0, 0, 0, 0x99, 2]
+    }
 }
 
 impl Pcap {
@@ -122,23 +131,29 @@ impl Pcap {
     }
 }
 
+/// Behind any VLAN tags and IPv4 options. What the frame has behind the datagram is padding.
 fn udp(at: u64, frame: &[u8]) -> Option<Datagram> {
-    let packet = &frame[14..];
-    let (from, to, protocol, header): (IpAddr, IpAddr, u8, usize) = match frame[12..14] {
+    let mut start = 14;
+    while matches!(frame[start - 2..start], [0x81, 0x00] | [0x88, 0xa8]) {
+        start += 4;
+    }
+    let (kind, packet) = (&frame[start - 2..start], &frame[start..]);
+    let (from, to, protocol, header): (IpAddr, IpAddr, u8, usize) = match kind {
         [0x08, 0x00] => {
             let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
-            (address(12).into(), address(16).into(), packet[9], 20)
+            (address(12).into(), address(16).into(), packet[9], usize::from(packet[0] & 0x0f) * 4)
         }
         _ => {
             let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&packet[at..at + 16]).unwrap());
             (address(8).into(), address(24).into(), packet[6], 40)
         }
     };
-    let port = |at: usize| u16::from_be_bytes([packet[header + at], packet[header + at + 1]]);
+    let word = |at: usize| u16::from_be_bytes([packet[header + at], packet[header + at + 1]]);
     (protocol == 17).then(|| Datagram {
         at,
-        from: SocketAddr::new(from, port(0)),
-        to: SocketAddr::new(to, port(2)),
-        payload: packet[header + 8..].to_vec(),
+        from: SocketAddr::new(from, word(0)),
+        to: SocketAddr::new(to, word(2)),
+        payload: packet[header + 8..header + usize::from(word(4))].to_vec(),
+        frame: frame.to_vec(),
     })
 }

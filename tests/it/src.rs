@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::media::facing;
 use crate::recorder::PATIENCE;
 
 /// A way to the recorder.
@@ -16,7 +17,7 @@ pub enum Wire {
 
 impl Wire {
     pub fn udp(target: SocketAddr) -> Wire {
-        let socket = UdpSocket::bind((target.ip(), 0)).unwrap();
+        let socket = UdpSocket::bind((facing(target.ip()), 0)).unwrap();
         socket.connect(target).unwrap();
         Wire::Udp(socket)
     }

@@ -10,8 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::insn::Function::{KtimeNs, MapLookup, RedirectMap, XdpAdjustMeta, XdpBuffLen};
 use super::insn::Register::{self, R0, R1, R2, R3, R4, R6, R7, R8, R9, R10};
 use super::insn::{
-    Line, add, and, assemble, call, exit, from_be16, go, if_above, if_eq, if_lt, if_ne, if_null, label,
-    load_map, load8, load16, load32, load64, mov, set, shift_left, store32, store64, sub_register,
+    Line, add, and, assemble, call, exit, from_be16, go, if_above, if_eq, if_gt, if_lt, if_ne, if_null,
+    label, load_map, load8, load16, load32, load64, mov, set, shift_left, store32, store64, sub_register,
 };
 use super::ports::PortTable;
 use super::{Link, Map, MapKind, Program, ProgramKind, remedy};
@@ -171,6 +171,10 @@ const DATA_META: i16 = 8;
 const RX_QUEUE: i16 = 16;
 const XDP_PASS: i32 = 2;
 
+/// The longest frame that an AF_XDP socket takes: what is longer would be dropped, and a kernel socket takes it.
+const FRAME_MAX: u32 = limits::XDP_FRAME_SIZE - XDP_PACKET_HEADROOM;
+const XDP_PACKET_HEADROOM: u32 = 256;
+
 const ETHERNET: i32 = 14;
 const VLAN_TAG: i32 = 4;
 const IPV4: i32 = 20;
@@ -215,8 +219,9 @@ const fn net16(value: u16) -> u32 {
 
 fn ethernet() -> Vec<Line> {
     let start = [mov(R6, R1), call(XdpBuffLen), mov(R9, R0), load32(R7, R6, DATA), load32(R8, R6, DATA_END)];
+    let fits = [if_gt(R9, FRAME_MAX, "pass")];
     let kind = [load16(R3, R7, 12), add(R7, ETHERNET), add(R9, -ETHERNET)];
-    [&start[..], &room(ETHERNET), &kind].concat()
+    [&start[..], &fits, &room(ETHERNET), &kind].concat()
 }
 
 /// R3 is the type of what is at R7; if that is a tag, it is stepped over.
@@ -546,6 +551,16 @@ mod tests {
         let Some(interface) = Interface::new() else { return };
         for (what, frame) in refused() {
             assert!(!interface.redirects(&frame), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_no_socket_takes_passes() {
+        let Some(interface) = Interface::new() else { return };
+        for (length, redirected) in [(FRAME_MAX, true), (FRAME_MAX + 1, false)] {
+            let mut frame = media4(&[], FIRST);
+            frame.resize(length as usize, 0);
+            assert_eq!(interface.redirects(&frame), redirected, "{length} bytes");
         }
     }
 

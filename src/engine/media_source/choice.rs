@@ -51,7 +51,7 @@ pub struct Request<'a> {
     /// Pairs of which `sockets` may bind so many; the other sources need no descriptor for a port.
     pub pairs_of_sockets: usize,
     pub reactors: usize,
-    /// Until when `sockets` waits for ports that are taken.
+    /// Until when ports that are taken are waited for.
     pub deadline: Mono,
 }
 
@@ -195,7 +195,7 @@ impl Request<'_> {
         media: &mut Media,
     ) -> Result<(Vec<steered::Bound>, super::super::bpf::ports::PortTable), String> {
         let Steerage { bound, steering, table, pairs, taken, others } =
-            Steerage::attach(self.ip, self.ports, self.reactors)?;
+            Steerage::attach(self.ip, self.ports, self.reactors, self.deadline)?;
         if others > 0 {
             media.warnings.push(format!(
                 "{others} other sk_lookup programs are attached to this network namespace, which may take packets first: \

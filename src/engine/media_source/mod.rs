@@ -16,6 +16,7 @@ mod xdp;
 mod xsk;
 
 use std::io;
+use std::net::SocketAddr;
 
 use super::datagram::Datagram;
 use super::ring::{Completion, Ring};
@@ -104,6 +105,15 @@ impl MediaSource {
             MediaSource::Sockets(source) => source.waiting(index),
             MediaSource::Steered(source) => source.behind(asked),
             MediaSource::Xdp(source) => source.behind(asked),
+        }
+    }
+
+    /// Sends one datagram from the port with this index, which is `from`; at once or not at all.
+    pub fn send(&self, index: u32, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            MediaSource::Sockets(source) => source.send(index, from.ip(), to, bytes),
+            // No socket has the port, and it is bound as long as it takes.
+            MediaSource::Steered(_) | MediaSource::Xdp(_) => steered::send(from, to, bytes),
         }
     }
 

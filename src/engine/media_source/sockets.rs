@@ -227,6 +227,11 @@ impl Sockets {
         waits(&self.bound.sockets[socket as usize])
     }
 
+    /// Sends one datagram from this socket's port and one of the addresses that it is bound to.
+    pub fn send(&self, socket: u32, from: IpAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        datagram::send(&self.bound.sockets[socket as usize], from, to, bytes)
+    }
+
     /// Datagrams that the kernel has dropped on this socket since this was last asked.
     pub fn new_drops(&mut self, socket: u32) -> u32 {
         new_drops(&self.bound.sockets[socket as usize], &mut self.drops[socket as usize])
@@ -243,5 +248,29 @@ mod tests {
         let (bound, taken) = bind(None, std::iter::empty(), 5, Mono(0)).unwrap();
         assert!(taken.is_empty());
         assert_eq!(Sockets::arm(bound, &mut ring).unwrap().ports(), 0);
+    }
+
+    /// From the address that its peer knows, whichever the kernel would choose.
+    #[test]
+    fn what_is_sent_comes_from_the_port_and_the_address_given() {
+        let other = IpAddr::from([127, 0, 0, 2]);
+        for (bound_to, from, peer) in [
+            (None, other, "127.0.0.1:0"),
+            (None, Ipv6Addr::LOCALHOST.into(), "[::1]:0"),
+            (Some(other), other, "127.0.0.1:0"),
+        ] {
+            let peer = std::net::UdpSocket::bind(peer).unwrap();
+            peer.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+            let (bound, _) = bind(bound_to, (10_500..11_000).step_by(2), 1, Mono(0)).unwrap();
+            let rtp = bound.rtp_ports[0];
+            let mut ring = Ring::new(2).unwrap();
+            let sockets = Sockets::arm(bound, &mut ring).unwrap();
+            for (socket, port) in [(0, rtp), (1, rtp + 1)] {
+                sockets.send(socket, from, peer.local_addr().unwrap(), b"report").unwrap();
+                let mut buffer = [0; 16];
+                let (len, sender) = peer.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..len], sender), (&b"report"[..], SocketAddr::new(from, port)));
+            }
+        }
     }
 }

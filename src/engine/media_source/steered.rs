@@ -16,15 +16,18 @@ use super::super::bpf;
 use super::super::bpf::ports::PortTable;
 use super::super::bpf::steer::Steering;
 use super::super::buffers::Buffers;
+use super::super::cpu;
 use super::super::datagram;
 use super::super::ring::{Completion, Kind, Ring, Token};
 use super::Incoming;
 use super::sockets::{enable, new_drops};
-use crate::clock::Wall;
+use crate::clock::{Mono, Wall};
 use crate::limits;
 
 /// Buffer group of the media sockets.
 const GROUP: u16 = 0;
+/// Ports below take a privilege.
+const PRIVILEGED: u16 = 1_024;
 
 /// The sockets of one reactor: IPv4, IPv6; those of a family that the host or the media address does not have are missing.
 pub struct Bound {
@@ -47,11 +50,13 @@ pub struct Steerage {
 }
 
 impl Steerage {
-    /// `ip`: the one address of this host at which media is taken; without it, all. The pairs go to the reactors in turn.
+    /// `ip`: the one address of this host at which media is taken; without it, all. The pairs go to the reactors in turn, but
+    /// for those of which a port is still somebody else's at `deadline`, as in [`super::sockets::bind`].
     pub fn attach(
         ip: Option<IpAddr>,
         (first, last): (u16, u16),
         reactors: usize,
+        deadline: Mono,
     ) -> Result<Steerage, String> {
         let others = bpf::attached().map_or(0, |ids| ids.len());
         let bound = (0..reactors)
@@ -59,7 +64,7 @@ impl Steerage {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|e| format!("binding the sockets to steer to failed ({e}): check --media-ip"))?;
         let table = PortTable::new((first, last))?;
-        let foreign = foreign_ports((first, last));
+        let foreign = foreign_ports_at((first, last), deadline);
         let (taken, free): (Vec<u16>, Vec<u16>) =
             (first..last).step_by(2).partition(|rtp| foreign.contains(rtp) || foreign.contains(&(rtp + 1)));
         let pairs: Vec<(u8, u16)> =
@@ -77,6 +82,16 @@ impl Steerage {
             .collect();
         let steering = Steering::attach(&table, ip, &sockets)?;
         Ok(Steerage { bound, steering, table, pairs, taken, others })
+    }
+}
+
+fn foreign_ports_at(range: (u16, u16), deadline: Mono) -> Vec<u16> {
+    loop {
+        let foreign = foreign_ports(range);
+        if foreign.is_empty() || cpu::now().mono >= deadline {
+            return foreign;
+        }
+        std::thread::sleep(limits::BIND_RETRY);
     }
 }
 
@@ -123,21 +138,21 @@ impl Bound {
     }
 }
 
-/// Bound to a port of the kernel's choice, but not to one that is to be steered.
+/// Bound to a port outside of the range: no packet is to come to it but those that are steered. The kernel would choose one
+/// of its ephemeral range, which the media range may cover; the ports next to ours are as good.
 fn socket(ip: IpAddr, (first, last): (u16, u16)) -> io::Result<Socket> {
-    let mut refused = Vec::new();
-    loop {
+    let above = (u32::from(last) + 1..=u32::from(u16::MAX)).map(|port| port as u16);
+    let below = (PRIVILEGED..first).rev();
+    let mut failure = io::Error::from(io::ErrorKind::AddrInUse);
+    for port in above.chain(below).take(limits::STEERED_BIND_ATTEMPTS) {
         let socket = one_socket(ip)?;
-        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
-        if !(first..=last).contains(&port) {
-            return Ok(socket);
+        match socket.bind(&SocketAddr::new(ip, port).into()) {
+            Ok(()) => return Ok(socket),
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => failure = e,
+            Err(e) => return Err(e),
         }
-        if refused.len() == limits::STEERED_BIND_ATTEMPTS {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        // Kept until one is found, so that the kernel does not choose it again.
-        refused.push(socket);
     }
+    Err(failure)
 }
 
 fn one_socket(ip: IpAddr) -> io::Result<Socket> {
@@ -151,7 +166,6 @@ fn one_socket(ip: IpAddr) -> io::Result<Socket> {
         enable(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVORIGDSTADDR)?;
     }
     force_receive_buffer(&socket);
-    socket.bind(&SocketAddr::new(ip, 0).into())?;
     Ok(socket)
 }
 
@@ -171,6 +185,16 @@ fn force_receive_buffer(socket: &Socket) {
     if forced < 0 {
         let _ = socket.set_recv_buffer_size(limits::STEERED_RCVBUF);
     }
+}
+
+/// Sends one datagram from a port that is steered, over a socket that is bound to it for the moment. It takes nothing of what
+/// comes: the program is asked before a socket is looked for by its port alone. Only a connected one would be found before
+/// that, so it never is.
+pub fn send(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    let socket =
+        Socket::new(Domain::for_address(from), Type::DGRAM.cloexec().nonblocking(), Some(Protocol::UDP))?;
+    socket.bind(&from.into())?;
+    socket.send_to(bytes, &to.into()).map(drop)
 }
 
 /// The armed sockets of one reactor.
@@ -284,5 +308,56 @@ impl Steered {
     pub fn new_drops(&mut self) -> u64 {
         let sockets = self.sockets.iter().zip(&mut self.drops);
         sockets.map(|(socket, known)| u64::from(new_drops(socket, known))).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn sockets_to_steer_to_are_outside_of_the_range_however_wide_it_is() {
+        let local = |range| {
+            let socket = socket(Ipv4Addr::LOCALHOST.into(), range).unwrap();
+            (socket.local_addr().unwrap().as_socket().unwrap().port(), socket)
+        };
+        let (above, kept) = local((2_048, 65_001));
+        assert!(above > 65_001);
+        assert_ne!(local((2_048, 65_001)).0, above, "that one is taken");
+        drop(kept);
+        assert!((PRIVILEGED..2_048).contains(&local((2_048, 65_535)).0));
+    }
+
+    #[test]
+    fn ports_that_others_have_are_known() {
+        let foreign = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert!(!foreign_ports((foreign, foreign)).contains(&foreign), "closed by now");
+        let held = UdpSocket::bind(("127.0.0.1", foreign)).unwrap();
+        assert_eq!(foreign_ports((foreign, foreign)), [foreign]);
+        drop(held);
+        assert_eq!(local_port("  12: 0100007F:4E20 00000000:0000 07 00000000:00000000"), Some(20_000));
+        assert_eq!(local_port("sl"), None);
+    }
+
+    #[test]
+    fn what_is_sent_comes_from_the_port_and_the_address_given() {
+        for (from, peer) in [("127.0.0.2:11002", "127.0.0.1:0"), ("[::1]:11003", "[::1]:0")] {
+            let peer = UdpSocket::bind(peer).unwrap();
+            peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let from: SocketAddr = from.parse().unwrap();
+            for _ in 0..2 {
+                send(from, peer.local_addr().unwrap(), b"report").unwrap();
+                let mut buffer = [0; 16];
+                let (len, sender) = peer.recv_from(&mut buffer).unwrap();
+                assert_eq!((&buffer[..len], sender), (&b"report"[..], from));
+            }
+            let taken = UdpSocket::bind(from).unwrap();
+            let refused = send(from, peer.local_addr().unwrap(), b"report").unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+            drop(taken);
+        }
     }
 }

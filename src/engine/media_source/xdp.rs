@@ -69,7 +69,8 @@ impl Attachment {
         }
         let mode = if mode == Mode::Native { "native" } else { "generic" };
         let copy = if zero_copy { "zero-copy" } else { "copied" };
-        self.modes.push(format!("{name} ({rx_queues} queues, {mode}, {copy})"));
+        let plural = if *rx_queues == 1 { "" } else { "s" };
+        self.modes.push(format!("{name} ({rx_queues} queue{plural}, {mode}, {copy})"));
         self.programs.push((redirect, link));
         self.interfaces.push(interface);
         Ok(())

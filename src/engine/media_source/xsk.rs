@@ -68,16 +68,11 @@ impl XskSocket {
         let (fill, received) = rings(&fd).map_err(Failed::at("making its rings"))?;
         let mut socket = XskSocket { fd, zero_copy: false, memory, fill, received, ready: 0, drops: 0 };
         // A driver takes its first frames while the socket is being bound.
-        socket.fill(0..limits::XDP_RING);
+        socket.fill(0..limits::XDP_FRAMES);
         bind_patiently(&socket.fd, interface, queue).map_err(Failed::at("binding it"))?;
         let options: u32 =
             option(&socket.fd, libc::XDP_OPTIONS).map_err(Failed::at("asking for its mode"))?;
         socket.zero_copy = options & libc::XDP_OPTIONS_ZEROCOPY != 0;
-        if socket.zero_copy {
-            // The driver keeps as many as its own ring has entries. Where the kernel copies, more frames than the receive ring
-            // takes would only spread over more cache.
-            socket.fill(limits::XDP_RING..limits::XDP_FRAMES);
-        }
         Ok(socket)
     }
 

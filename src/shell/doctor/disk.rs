@@ -224,12 +224,13 @@ fn speed(wanted: &Wanted, calibration: &Calibration) -> Vec<Finding> {
 fn rate(wanted: &Wanted, speed: &Speed) -> Finding {
     let streams = speed.bytes_per_second() / STREAM_BYTES_PER_SECOND;
     let found = format!(
-        "{} MB/s in {} KiB writes to {} files by {} writers, through the page cache as the recorder writes, then synced: \
+        "{} MB/s in {} KiB writes to {} files by {} writers, {} the page cache as the recorder writes, then synced: \
          {streams} G.711 streams as pcap",
         speed.bytes_per_second() / 1_000_000,
         limits::BLOCK_SIZE >> 10,
         limits::DISK_PROBE_FILES,
-        limits::DISK_WORKERS
+        limits::DISK_WORKERS,
+        if speed.direct { "past" } else { "through" }
     );
     let remedy =
         format!("--max-sessions {} for calls of two streams, or a faster disk", (streams / 2).max(1));
@@ -250,7 +251,7 @@ fn rate(wanted: &Wanted, speed: &Speed) -> Finding {
 
 fn latency(speed: &Speed) -> Finding {
     let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
-    let spare = limits::BLOCKS_SPARE as u64 * limits::BLOCK_SIZE as u64 / STREAM_BYTES_PER_SECOND;
+    let spare = (limits::SPARE_BYTES_PER_FILE / 2) as f64 / STREAM_BYTES_PER_SECOND as f64;
     Finding::unless(
         speed.p99 <= WRITE_WANTED,
         "disk.latency",
@@ -262,9 +263,8 @@ fn latency(speed: &Speed) -> Finding {
             ms(speed.max)
         ),
         format!(
-            "while one waits its packets are in spare blocks: a reactor has {} of them, {} s of 1,000 streams",
-            limits::BLOCKS_SPARE,
-            spare / 1_000
+            "while it waits packets gather in blocks: a recording has the rest of its own, and a share of the spare ones for \
+             {spare:.1} s"
         ),
         "a disk that is not shared, xfs, vm.dirty_bytes as in systemd/60-sipreel.conf",
     )
@@ -345,7 +345,7 @@ mod tests {
     fn speed_as_streams() {
         let of = |bytes, p99| {
             let (time, p99) = (Duration::from_secs(2), Duration::from_millis(p99));
-            let speed = Speed { bytes, time, p50: Duration::from_micros(90), p99, max: p99 };
+            let speed = Speed { bytes, time, direct: true, p50: Duration::from_micros(90), p99, max: p99 };
             super::speed(&wanted(), &Calibration::Done(Ok(speed)))
         };
         let fast = of(4_000_000_000, 3);

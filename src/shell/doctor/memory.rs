@@ -3,7 +3,8 @@
 use super::finding::{Finding, Level};
 use super::host::Host;
 use super::wanted::Wanted;
-use crate::limits::{BLOCK_SIZE, BLOCKS_SPARE};
+use crate::engine::blocks;
+use crate::limits::BLOCK_SIZE;
 
 pub fn check(host: &Host, wanted: &Wanted) -> Vec<Finding> {
     vec![blocks(host, wanted), pages(host, wanted)]
@@ -15,22 +16,19 @@ fn blocks(host: &Host, wanted: &Wanted) -> Finding {
     let Some(available) = meminfo(host, "MemAvailable") else {
         return Finding::unknown(name, "/proc/meminfo cannot be read", "see: free");
     };
-    let count = wanted.streams() + (wanted.cores.len() * BLOCKS_SPARE) as u64;
+    let cores = wanted.cores.len().max(1);
+    let files = (wanted.streams() as usize).div_ceil(cores);
+    let count = (cores * blocks::wanted(files, BLOCK_SIZE)) as u64;
     let need = (count * BLOCK_SIZE as u64) >> 20;
     let available = available >> 10;
-    let found = format!("{need} MiB for {count} write blocks at most, {available} MiB available");
+    let found =
+        format!("{need} MiB for {count} write blocks, all of it from the start, {available} MiB available");
     if wanted.running.is_some() {
         return Finding::ok(name, format!("{found}; the recorder that runs has its share already"));
     }
-    let remedy = "fewer --media-ports, or more memory";
+    let remedy = "lower --max-sessions, fewer --media-ports, or more memory";
     match need > available {
-        true => Finding::new(
-            name,
-            Level::Fail,
-            found,
-            "the recorder is ended by the kernel when they are in use",
-            remedy,
-        ),
+        true => Finding::new(name, Level::Fail, found, "the recorder does not start", remedy),
         false => Finding::unless(
             need * 2 <= available,
             name,
