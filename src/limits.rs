@@ -152,6 +152,8 @@ pub const SWEEP_MAX: Duration = Duration::from_secs(1);
 pub const CLOSE_LINGER: Duration = Duration::from_millis(100);
 /// The same when datagrams still wait in the sockets, which only happens on a box that is behind with its work.
 pub const CLOSE_LINGER_MAX: Duration = Duration::from_secs(10);
+/// How long after that a recording waits for what came to other reactors: they answer within a turn.
+pub const RECALL_GRACE: Duration = Duration::from_secs(1);
 /// Receive buffer asked for on each media socket: 4 s of a 50 packet/s stream.
 pub const MEDIA_RCVBUF: usize = 256 * 1024;
 /// Receive buffer asked for on each steered socket: some 60,000 packets as the kernel counts their memory, 200 ms at 300,000 a
@@ -234,6 +236,9 @@ pub const DISK_WORKERS: u32 = 16;
 /// fills. A call of two G.711 streams brings 23 KiB a second, so that a disk may stall for a second and no packet is lost.
 pub const SPARE_BYTES: usize = 32 * 1024 * 1024;
 pub const SPARE_BYTES_PER_FILE: usize = 24 * 1024;
+/// Blocks more per file of a reactor where a call's packets may come to several: the two flows of a stream, RTP and RTCP, come to
+/// two of them at most, and each reactor has its share of all flows.
+pub const BLOCKS_PER_FILE_LENT: usize = 1;
 /// Attempts to commit a recording before it is left as `.part` and reported.
 pub const COMMIT_ATTEMPTS: u32 = 3;
 /// Recordings committed together: one sync of the file system serves them all.

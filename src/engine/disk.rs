@@ -40,7 +40,24 @@ pub struct Lost {
     pub errno: i32,
 }
 
+/// A write, and the reactor whose block it has and that counts its packets.
+#[derive(Debug)]
+pub struct Owned {
+    pub owner: u8,
+    pub write: Write,
+}
+
+/// What became of a write.
+#[derive(Debug)]
+pub struct Settled {
+    pub owned: Owned,
+    /// Recorded, or why not.
+    pub outcome: Result<(), DropCause>,
+}
+
 pub struct Files {
+    /// This reactor.
+    own: u8,
     /// The first place in the ring's table that is ours; the media sockets are below.
     base: u32,
     slots: Vec<Slot>,
@@ -49,6 +66,8 @@ pub struct Files {
     fills: Vec<(u8, &'static [u8])>,
     latency: Recorded,
     counters: Arc<ReactorCounters>,
+    /// Of other reactors' blocks.
+    settled: Vec<Settled>,
 }
 
 #[derive(Default)]
@@ -58,12 +77,14 @@ struct Slot {
     file: u8,
     /// Bytes written whole, and so where the next appended block goes.
     length: u64,
+    /// Where the furthest write at a place of its own ends.
+    end: u64,
     in_flight: Option<InFlight>,
-    queue: VecDeque<Write>,
+    queue: VecDeque<Owned>,
 }
 
 struct InFlight {
-    write: Write,
+    owned: Owned,
     offset: u64,
     done: u64,
     since: Mono,
@@ -96,14 +117,17 @@ pub fn write_directly(file: &File) -> io::Result<()> {
 }
 
 impl Files {
-    pub fn new(base: u32, slots: usize, latency: Recorded, counters: Arc<ReactorCounters>) -> Files {
+    /// `own`: this reactor.
+    pub fn new(own: u8, base: u32, slots: usize, latency: Recorded, counters: Arc<ReactorCounters>) -> Files {
         Files {
+            own,
             base,
             slots: (0..slots).map(|_| Slot::default()).collect(),
             free: (0..slots as u32).rev().collect(),
             fills: Vec::new(),
             latency,
             counters,
+            settled: Vec::new(),
         }
     }
 
@@ -121,7 +145,7 @@ impl Files {
         ring.submitter().register_files_update(self.base + slot, &[fd.as_raw_fd()])?;
         self.free.pop();
         let place = &mut self.slots[slot as usize];
-        (place.recording, place.file, place.length) = (recording, file, length);
+        (place.recording, place.file, place.length, place.end) = (recording, file, length, length);
         place.queue.reserve(limits::WRITES_QUEUED_PER_FILE + 1);
         Ok(FileKey { slot, generation: place.generation })
     }
@@ -141,24 +165,28 @@ impl Files {
         place.in_flight.is_none() && place.queue.is_empty()
     }
 
-    /// Starts the write, or queues it behind the one in flight. `Some`: the queue is full, the block is back in the pool.
+    /// Starts the write, or queues it behind the one in flight. `Some`: the queue is full, the block
+    /// is on its way back.
     /// The last blocks of a recording (`last`) always find a place.
     pub fn write(
         &mut self,
         ring: &mut Ring,
         pool: &mut Pool,
         key: FileKey,
-        write: Write,
+        mut owned: Owned,
         now: Mono,
         last: bool,
     ) -> io::Result<Option<Lost>> {
         let place = &mut self.slots[key.slot as usize];
+        if !place.make_way(&mut owned.write) {
+            return Ok(None);
+        }
         if place.in_flight.is_none() {
-            self.start(ring, key.slot, write, now)?;
+            self.start(ring, key.slot, owned, now)?;
         } else if place.queue.len() < limits::WRITES_QUEUED_PER_FILE || last {
-            place.queue.push_back(write);
+            place.queue.push_back(owned);
         } else {
-            return Ok(Some(self.lose(pool, key.slot, write, DropCause::QueueFull, 0)));
+            return Ok(Some(self.lose(pool, key.slot, owned, DropCause::QueueFull, 0)));
         }
         Ok(None)
     }
@@ -181,13 +209,13 @@ impl Files {
         if completion.result <= 0 && !retry {
             // A write of no bytes cannot go on either: the kernel gives no errno for it.
             let errno = if completion.result == 0 { libc::EIO } else { -completion.result };
-            let lost = self.lose(pool, slot, flight.write, DropCause::WriteFailed, errno);
+            let lost = self.lose(pool, slot, flight.owned, DropCause::WriteFailed, errno);
             self.counters.disk_errors.add(1);
             self.next(ring, slot, now)?;
             return Ok(Some(lost));
         }
         flight.done += u64::try_from(completion.result).unwrap_or(0);
-        if flight.done < length(&flight.write.data) {
+        if flight.done < length(&flight.owned.write.data) {
             place.in_flight = Some(flight);
             self.submit(ring, slot)?;
             return Ok(None);
@@ -196,12 +224,7 @@ impl Files {
         self.latency.record(now.since(flight.since).as_nanos() as u64);
         self.counters.disk_writes.add(1);
         self.counters.disk_bytes.add(flight.done);
-        self.counters.recorded_packets.add(flight.write.packets.total());
-        self.counters.recorded_bytes.add(flight.write.bytes);
-        self.counters.staged_packets.sub(flight.write.packets.total());
-        if let Data::Block { block, .. } = flight.write.data {
-            pool.give(block);
-        }
+        self.settle(pool, Settled { owned: flight.owned, outcome: Ok(()) });
         self.next(ring, slot, now)?;
         Ok(None)
     }
@@ -210,36 +233,52 @@ impl Files {
         self.latency.publish();
     }
 
-    fn lose(&mut self, pool: &mut Pool, slot: u32, write: Write, cause: DropCause, errno: i32) -> Lost {
+    fn lose(&mut self, pool: &mut Pool, slot: u32, owned: Owned, cause: DropCause, errno: i32) -> Lost {
         let Slot { recording, file, .. } = self.slots[slot as usize];
-        let lost = Lost { recording, file, packets: write.packets, cause, errno };
-        self.give_up(pool, write, cause);
+        let lost = Lost { recording, file, packets: owned.write.packets, cause, errno };
+        self.settle(pool, Settled { owned, outcome: Err(cause) });
         lost
     }
 
-    /// Counts what will not be on disk, and takes its block back.
-    pub fn give_up(&self, pool: &mut Pool, write: Write, cause: DropCause) {
-        self.counters.staged_packets.sub(write.packets.total());
-        self.counters.dropped[cause as usize].add(write.packets.total());
+    /// Counts what is on disk or will not be, and takes the block back; what another reactor has received is that one's to count.
+    pub fn settle(&mut self, pool: &mut Pool, settled: Settled) {
+        if settled.owned.owner != self.own {
+            return self.settled.push(settled);
+        }
+        let Settled { owned: Owned { write, .. }, outcome } = settled;
+        let packets = write.packets.total();
+        self.counters.staged_packets.sub(packets);
+        match outcome {
+            Ok(()) => {
+                self.counters.recorded_packets.add(packets);
+                self.counters.recorded_bytes.add(write.bytes);
+            }
+            Err(cause) => self.counters.dropped[cause as usize].add(packets),
+        }
         if let Data::Block { block, .. } = write.data {
             pool.give(block);
         }
     }
 
+    /// What there is for other reactors.
+    pub fn settled_elsewhere(&mut self) -> impl Iterator<Item = Settled> {
+        self.settled.drain(..)
+    }
+
     fn next(&mut self, ring: &mut Ring, slot: u32, now: Mono) -> io::Result<()> {
         match self.slots[slot as usize].queue.pop_front() {
-            Some(write) => self.start(ring, slot, write, now),
+            Some(owned) => self.start(ring, slot, owned, now),
             None => Ok(()),
         }
     }
 
-    fn start(&mut self, ring: &mut Ring, slot: u32, write: Write, now: Mono) -> io::Result<()> {
+    fn start(&mut self, ring: &mut Ring, slot: u32, owned: Owned, now: Mono) -> io::Result<()> {
         let place = &mut self.slots[slot as usize];
-        let offset = match write.place {
+        let offset = match owned.write.place {
             Place::Append => place.length,
             Place::At(offset) => offset,
         };
-        place.in_flight = Some(InFlight { write, offset, done: 0, since: now });
+        place.in_flight = Some(InFlight { owned, offset, done: 0, since: now });
         self.submit(ring, slot)
     }
 
@@ -249,7 +288,7 @@ impl Files {
         let place = &self.slots[slot as usize];
         let (generation, Some(flight)) = (place.generation, &place.in_flight) else { return Ok(()) };
         let (done, at) = (flight.done as usize, flight.offset + flight.done);
-        let (pointer, len) = match &flight.write.data {
+        let (pointer, len) = match &flight.owned.write.data {
             Data::Block { block, len } => (block[done..*len].as_ptr(), len - done),
             Data::Fill { byte, len } => {
                 let left = usize::try_from(len - flight.done).unwrap_or(usize::MAX);
@@ -265,6 +304,20 @@ impl Files {
         // SAFETY: the block is owned by `in_flight` and never unmapped; nothing writes to it before the completion takes it
         // out. A fill is never written to at all.
         unsafe { ring.push(&entry) }
+    }
+}
+
+impl Slot {
+    /// Silence is written over nothing: there, another reactor's packets of the same stream may be. `false`: nothing is left.
+    fn make_way(&mut self, write: &mut Write) -> bool {
+        let Place::At(offset) = &mut write.place else { return true };
+        if let Data::Fill { len, .. } = &mut write.data {
+            let taken = self.end.saturating_sub(*offset).min(*len);
+            (*offset, *len) = (*offset + taken, *len - taken);
+        }
+        let len = length(&write.data);
+        self.end = self.end.max(*offset + len);
+        len > 0
     }
 }
 

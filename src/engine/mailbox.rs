@@ -1,11 +1,13 @@
 //! What other threads have for a reactor: a bounded channel, and an eventfd that its ring reads.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
+use super::recordings::guests::Handover;
 use crate::limits;
 use crate::session::{Command, Failure, RecordingKey};
 
@@ -20,6 +22,8 @@ pub struct Opened {
 pub enum Letter {
     Command(Command),
     Opened(Opened),
+    /// From another reactor.
+    Handover(Handover),
     /// Nothing more will come: send what is queued, then end.
     Stop,
 }
@@ -65,6 +69,23 @@ impl Mailbox {
         };
         self.ring_bell();
         let _ = self.letters.send(letter);
+    }
+
+    /// Puts in what another reactor has kept, as far as there is room: reactors wait for nobody. What is for a reactor that has
+    /// ended is gone.
+    pub fn put_kept(&self, kept: &mut VecDeque<Handover>) {
+        let waiting = kept.len();
+        while let Some(handover) = kept.pop_front() {
+            if let Err(TrySendError::Full(Letter::Handover(handover))) =
+                self.letters.try_send(Letter::Handover(handover))
+            {
+                kept.push_front(handover);
+                break;
+            }
+        }
+        if kept.len() < waiting {
+            self.ring_bell();
+        }
     }
 
     pub fn ring_bell(&self) {

@@ -64,6 +64,7 @@ use mailbox::Inbox;
 use media_source::{Attached, Kind, Part, Request};
 use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
+use recordings::guests::Neighbours;
 use recordings::{Recordings, Storage};
 use reports::Reports;
 use ring::Ring;
@@ -267,7 +268,11 @@ impl Recorder {
                 counters,
                 events: events.clone(),
                 jobs: jobs.clone(),
+                neighbours: Vec::new(),
             });
+        }
+        if media.kind == Kind::Xdp && reactors > 1 {
+            parts.iter_mut().for_each(|parts| parts.neighbours = mailboxes.clone());
         }
         drop(jobs);
         let (ready, readiness) = bounded(reactors);
@@ -463,6 +468,8 @@ struct Parts {
     counters: Arc<ReactorCounters>,
     events: Sender<Event>,
     jobs: Sender<directory::Job>,
+    /// Of all reactors, where packets of a port may come to any of them.
+    neighbours: Vec<mailbox::Mailbox>,
 }
 
 impl Parts {
@@ -475,12 +482,21 @@ impl Parts {
         let media = self.part.arm(&mut ring)?;
         let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
         let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
-        let files = Files::new(sockets as u32, self.files, self.write_latency, self.counters.clone());
-        let pool = Pool::new(blocks::wanted(self.files, self.block_size), self.block_size)?;
+        let files =
+            Files::new(self.index, sockets as u32, self.files, self.write_latency, self.counters.clone());
+        let neighbours = Neighbours::new(self.index, self.neighbours);
+        let lent = if neighbours.is_empty() { 0 } else { self.files * limits::BLOCKS_PER_FILE_LENT };
+        let pool = Pool::new(blocks::wanted(self.files, self.block_size) + lent, self.block_size)?;
         let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
-        let recordings =
-            Recordings::new(media.ports(), self.sessions, storage, self.jobs, self.counters.clone())
-                .reporting(self.reports);
+        let recordings = Recordings::new(
+            media.ports(),
+            self.sessions,
+            storage,
+            self.jobs,
+            self.counters.clone(),
+            neighbours,
+        )
+        .reporting(self.reports);
         Ok(Reactor {
             ring,
             media,

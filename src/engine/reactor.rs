@@ -131,7 +131,8 @@ impl Reactor {
         if !self.inbox.letters.is_empty() {
             return self.ring.wait(Duration::ZERO, Duration::ZERO);
         }
-        let busy = self.recordings.opening() || now < self.clock.busy_until || !self.outbox.kept.is_empty();
+        let waiting = !self.outbox.kept.is_empty() || !self.outbox.fresh.is_empty();
+        let busy = self.recordings.opening() || now < self.clock.busy_until || waiting;
         let idle = if self.recordings.ending() { limits::ENDING_WAIT } else { IDLE };
         let (least, most) = match (busy, self.recordings.is_empty()) {
             (true, _) => (limits::BATCH_WAIT_BUSY, limits::BATCH_WAIT),
@@ -176,19 +177,24 @@ impl Reactor {
 
     /// What has come through receive queues.
     fn frames(&mut self) -> io::Result<()> {
-        let Reactor { ring, media, recordings, clock, .. } = self;
-        for queue in media.queues() {
+        for index in 0..self.media.queues().len() {
             let mut left = limits::XDP_BATCHES_PER_TURN;
             while left > 0 {
                 left -= 1;
-                let ready = queue.peek();
+                let ready = self.media.queues()[index].peek();
+                // By now there may be letters that came before these frames.
+                if !self.inbox.letters.is_empty() {
+                    self.letters()?;
+                }
+                let Reactor { ring, media, recordings, clock, .. } = self;
+                let queue = &mut media.queues()[index];
                 frames_of(queue, ready, recordings, ring, clock.now)?;
                 queue.release();
                 if ready < limits::XDP_BATCH {
                     break;
                 }
             }
-            queue.turned(left == 0);
+            self.media.queues()[index].turned(left == 0);
         }
         Ok(())
     }
@@ -264,12 +270,17 @@ impl Reactor {
     }
 
     fn letters(&mut self) -> io::Result<()> {
-        for _ in 0..limits::COMMANDS_PER_TURN {
+        // What leads to packets on several reactors is not put off.
+        let share = if self.recordings.lends() { self.inbox.letters.len() } else { 0 };
+        for _ in 0..share.max(limits::COMMANDS_PER_TURN) {
             match self.inbox.letters.try_recv() {
                 Ok(Letter::Command(command)) => self.command(command)?,
                 Ok(Letter::Opened(opened)) => {
                     let Reactor { recordings, ring, media, clock, outbox, .. } = self;
                     recordings.opened(ring, media, opened, clock.now, &mut outbox.fresh)?;
+                }
+                Ok(Letter::Handover(handover)) => {
+                    self.recordings.handed_over(&mut self.ring, handover, self.clock.now)?;
                 }
                 Ok(Letter::Stop) => self.clock.stop_at = Some(self.clock.now.mono + limits::STOP_GRACE),
                 Err(_) => break,
@@ -326,7 +337,9 @@ impl Reactor {
         self.media.publish(&mut self.ring)?;
         self.udp.publish(&mut self.ring)?;
         self.tcp.publish(&mut self.ring)?;
-        self.outbox.pass_on();
+        if self.recordings.hand_over() {
+            self.outbox.pass_on();
+        }
         Ok(())
     }
 

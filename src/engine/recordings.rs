@@ -4,6 +4,8 @@
 //! Open ─▶ directory thread ─▶ Opened ─▶ armed ─▶ packets … ─▶ Close ─▶ linger ─▶ flush ─▶ last completion ─▶ commit
 //! ```
 
+pub mod guests;
+
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +17,7 @@ use crossbeam::channel::Sender;
 use super::blocks::Pool;
 use super::commit::Finished;
 use super::directory::{Job, NewFile};
-use super::disk::{FileKey, Files, Lost};
+use super::disk::{FileKey, Files, Lost, Owned, Settled};
 use super::mailbox::Opened;
 use super::media_source::{Incoming, MediaSource};
 use super::prefetch::prefetch;
@@ -27,6 +29,8 @@ use crate::limits;
 use crate::media::recording::StreamSpec;
 use crate::media::{self, Channel, Packet, Recording, Write};
 use crate::proto::manifest::Manifest;
+use guests::{Loan, Loans, Neighbours};
+
 use crate::session::{
     Change, Close, Event, Failure, Open, OpenStream, PortPair, RecordingKey, Signal, Transport,
 };
@@ -44,8 +48,16 @@ struct PortUse {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PortState {
     Unused,
+    /// Of a call whose packets may come to several reactors; none has come here.
+    Fresh,
     Open,
     Ended,
+}
+
+impl PortUse {
+    fn is_of(&self, slot: u32) -> bool {
+        self.recording == slot && matches!(self.state, PortState::Open | PortState::Fresh)
+    }
 }
 
 struct Live {
@@ -66,7 +78,17 @@ struct Live {
     lost_in_writes: u64,
     /// `Recordings::shared_drops` when it began.
     shared_drops_before: u64,
+    /// The same of other reactors to which its packets may have come, in sum.
+    shared_drops_elsewhere: u64,
+    /// When the files of `pending` were begun.
+    begun: Wall,
+    /// What the reactors to which its packets may come know of it, if there are several.
+    loan: Option<Arc<Loan>>,
+    /// Reactors whose parts are still to come, a bit each.
+    awaited: u64,
 }
+
+const _: () = assert!(limits::REACTORS_MAX <= u64::BITS as usize);
 
 struct LiveStream {
     ports: PortPair,
@@ -79,9 +101,17 @@ struct LiveStream {
 }
 
 impl LiveStream {
+    fn new(ports: PortPair, address: IpAddr) -> LiveStream {
+        LiveStream { ports, address, kernel_dropped: 0, silent_at: None, report: Schedule::default() }
+    }
+
     /// RTP, RTCP.
     fn sockets(&self) -> [u32; 2] {
-        let first = u32::from(self.ports.index) * 2;
+        LiveStream::sockets_of(self.ports)
+    }
+
+    fn sockets_of(ports: PortPair) -> [u32; 2] {
+        let first = u32::from(ports.index) * 2;
         [first, first + 1]
     }
 }
@@ -95,9 +125,13 @@ enum Stage {
     Flushing(Option<Box<Manifest>>),
     /// Cancelled while it was being opened.
     Cancelled,
+    /// A part of another reactor's recording: it has no files here.
+    Guest,
 }
 
-struct Linger {
+/// How long what was on its way still comes in.
+#[derive(Clone, Copy, Debug)]
+pub struct Linger {
     /// When the ports are looked at next: if nothing waits in them, they fall silent.
     until: Mono,
     /// When they do in any case.
@@ -133,6 +167,8 @@ pub struct Recordings {
     counters: Arc<ReactorCounters>,
     /// Datagrams that the kernel has dropped so far where ports share what drops.
     shared_drops: u64,
+    neighbours: Neighbours,
+    loans: Loans,
     /// None: nobody is told what came.
     reports: Option<Reports>,
 }
@@ -172,6 +208,7 @@ impl Recordings {
         storage: Storage,
         jobs: Sender<Job>,
         counters: Arc<ReactorCounters>,
+        neighbours: Neighbours,
     ) -> Recordings {
         let unused = PortUse { recording: 0, stream: 0, channel: Channel::Rtp, state: PortState::Unused };
         counters.blocks_total.set(storage.pool.total() as u64);
@@ -191,6 +228,8 @@ impl Recordings {
             jobs: Jobs { queue: jobs, kept: VecDeque::new() },
             counters,
             shared_drops: 0,
+            loans: Loans::new(if neighbours.is_empty() { 0 } else { sessions }),
+            neighbours,
             reports: None,
         }
     }
@@ -207,11 +246,11 @@ impl Recordings {
 
     /// Whether a recording waits for its end. On a busy box one always does, so packets are batched all the same.
     pub fn ending(&self) -> bool {
-        !self.ending.is_empty()
+        !self.ending.is_empty() || self.loans.ending()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.active.is_empty()
+        self.active.is_empty() && self.loans.is_empty()
     }
 
     /// A packet of this port comes soon: fetches what it will touch of the recording.
@@ -237,8 +276,11 @@ impl Recordings {
         let len = datagram.bytes.len() as u64;
         self.counters.packets.add(1);
         self.counters.bytes.add(len);
+        if state == PortState::Fresh {
+            self.first_packet(recording, datagram.at.unwrap_or(now.wall));
+        }
         let live = match (state, &mut self.live[recording as usize]) {
-            (PortState::Open, Some(live)) => live,
+            (PortState::Open | PortState::Fresh, Some(live)) => live,
             (PortState::Unused, _) => return self.drop_packet(DropCause::NoSession),
             _ => return self.drop_packet(DropCause::AfterEnd),
         };
@@ -288,21 +330,9 @@ impl Recordings {
         for stream in &open.streams {
             media.add_stream(spec(stream));
         }
-        let mut live = Box::new(Live {
-            key,
-            path: open.path,
-            media,
-            streams: Vec::with_capacity(limits::STREAMS_PER_RECORDING_MAX),
-            files: Vec::new(),
-            stage: Stage::Opening,
-            pending: open.streams,
-            removing: Vec::new(),
-            headers: Vec::new(),
-            signals: open.signals,
-            problems: Vec::new(),
-            lost_in_writes: 0,
-            shared_drops_before: self.shared_drops,
-        });
+        self.evict(key.slot);
+        let mut live = Box::new(Live::new(key, open.path, media, self.shared_drops));
+        (live.pending, live.signals) = (open.streams, open.signals);
         if self.jobs.full() {
             let failure = Failure { what: "queue the opening of", path: live.path, errno: libc::EAGAIN };
             events.push(Event::OpenFailed { key, failure });
@@ -398,22 +428,16 @@ impl Recordings {
     /// Gives the sockets of the pending streams to the recording.
     fn arm(&mut self, media: &mut MediaSource, slot: u32) {
         let Some(live) = self.live[slot as usize].as_mut() else { return };
-        for stream in std::mem::take(&mut live.pending) {
-            for (offset, channel) in [(0, Channel::Rtp), (1, Channel::Rtcp)] {
-                let socket = u32::from(stream.ports.index) * 2 + offset;
+        let pending = std::mem::take(&mut live.pending);
+        live.streams.extend(pending.iter().map(|stream| LiveStream::new(stream.ports, stream.address)));
+        let specs = if self.lends() { pending.iter().map(spec).collect() } else { Vec::new() };
+        let state = self.lend(slot, specs);
+        for OpenStream { stream, ports, .. } in pending {
+            for socket in LiveStream::sockets_of(ports) {
                 // What the kernel dropped before is not this stream's.
                 self.counters.kernel_dropped.add(u64::from(media.new_drops(socket)));
-                let state = PortState::Open;
-                self.ports[socket as usize] =
-                    PortUse { recording: slot, stream: stream.stream, channel, state };
             }
-            live.streams.push(LiveStream {
-                ports: stream.ports,
-                address: stream.address,
-                kernel_dropped: 0,
-                silent_at: None,
-                report: Schedule::default(),
-            });
+            self.use_ports(slot, stream, ports, state);
         }
     }
 
@@ -438,7 +462,7 @@ impl Recordings {
             Stage::Flushing(_) => {
                 live.problem("a SIP message is missing from the pcap: it came too late");
             }
-            Stage::Cancelled => {}
+            Stage::Cancelled | Stage::Guest => {}
         }
         Ok(())
     }
@@ -500,6 +524,7 @@ impl Recordings {
                 let linger = if manifest.is_some() { Linger::for_the_rest(now) } else { Linger::none(now) };
                 live.stage = Stage::Lingering(linger, manifest);
                 self.ending.push(key.slot);
+                self.recall(key, linger);
             }
             _ => {}
         }
@@ -513,6 +538,7 @@ impl Recordings {
         now: Now,
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
+        self.give_back_recalled(ring, media, now)?;
         let mut ending = std::mem::take(&mut self.ending);
         let mut result = Ok(());
         ending.retain(|&slot| match self.finish_one(ring, media, slot, now, events) {
@@ -542,15 +568,16 @@ impl Recordings {
                 return Ok(false);
             }
             let (ports, asked) = (&self.ports, linger.asked);
-            let ours = |socket: &u32| {
-                let port = &ports[*socket as usize];
-                port.recording == slot && port.state == PortState::Open
-            };
+            let ours = |socket: &u32| ports[*socket as usize].is_of(slot);
             let waits = |stream: &LiveStream| {
                 stream.sockets().into_iter().filter(ours).any(|socket| media.waiting(socket, asked))
             };
             if now.mono < linger.latest && live.streams.iter().any(waits) {
                 linger.until = now.mono + limits::CLOSE_LINGER;
+                return Ok(false);
+            }
+            let latest = linger.latest;
+            if live.waits_for_guests(latest, now.mono) {
                 return Ok(false);
             }
             self.fall_silent(ring, media, slot, now)?;
@@ -649,15 +676,23 @@ impl Recordings {
     /// Hands the writes that have gathered to the files of this recording.
     fn write(&mut self, ring: &mut Ring, slot: u32, now: Mono, last: bool) -> io::Result<()> {
         let mut writes = std::mem::take(&mut self.writes);
+        let (owner, guest) = (self.neighbours.own(), self.guest(slot));
         for write in writes.drain(..) {
+            if let Some(key) = guest {
+                self.send_home(key, write);
+                continue;
+            }
             let file = self.live[slot as usize]
                 .as_ref()
                 .and_then(|live| live.files.get(usize::from(write.file)).copied());
             let Some(file) = file else {
-                self.files.give_up(&mut self.pool, write, DropCause::WriteFailed);
+                let outcome = Err(DropCause::WriteFailed);
+                self.files.settle(&mut self.pool, Settled { owned: Owned { owner, write }, outcome });
                 continue;
             };
-            if let Some(lost) = self.files.write(ring, &mut self.pool, file, write, now, last)? {
+            if let Some(lost) =
+                self.files.write(ring, &mut self.pool, file, Owned { owner, write }, now, last)?
+            {
                 self.lost(&lost);
             }
         }
@@ -686,6 +721,7 @@ impl Recordings {
             let live = self.live[slot as usize].as_mut().and_then(|live| live.streams.get_mut(stream));
             if live.and_then(|live| live.silent_at.take_if(|at| *at <= now)).is_some() {
                 self.silence(media, slot, stream);
+                self.silence_elsewhere(slot, stream);
             }
         }
     }
@@ -693,10 +729,16 @@ impl Recordings {
     fn silence(&mut self, media: &mut MediaSource, slot: u32, stream: usize) {
         self.read_stream_drops(media, slot, stream);
         let live = self.live[slot as usize].as_ref().and_then(|live| live.streams.get(stream));
-        let Some(socket) = live.map(|live| usize::from(live.ports.index) * 2) else { return };
-        for port in &mut self.ports[socket..socket + 2] {
+        if let Some(ports) = live.map(|live| live.ports) {
+            self.end_ports(slot, stream as u8, ports);
+        }
+    }
+
+    fn end_ports(&mut self, slot: u32, stream: u8, ports: PortPair) {
+        for socket in LiveStream::sockets_of(ports) {
             // By now the pair may be another stream's.
-            if port.recording == slot && usize::from(port.stream) == stream {
+            let port = self.ports.get_mut(socket as usize);
+            if let Some(port) = port.filter(|port| port.recording == slot && port.stream == stream) {
                 port.state = PortState::Ended;
             }
         }
@@ -714,8 +756,7 @@ impl Recordings {
         };
         for socket in stream.sockets() {
             let port = self.ports[socket as usize];
-            let ours = port.recording == slot && usize::from(port.stream) == index;
-            if port.state == PortState::Open && ours {
+            if port.is_of(slot) && usize::from(port.stream) == index {
                 let drops = u64::from(media.new_drops(socket));
                 stream.kernel_dropped += drops;
                 self.counters.kernel_dropped.add(drops);
@@ -755,9 +796,32 @@ impl Linger {
 }
 
 impl Live {
+    fn new(key: RecordingKey, path: String, media: Recording, shared_drops_before: u64) -> Live {
+        Live {
+            key,
+            path,
+            media,
+            streams: Vec::with_capacity(limits::STREAMS_PER_RECORDING_MAX),
+            files: Vec::new(),
+            stage: Stage::Opening,
+            pending: Vec::new(),
+            removing: Vec::new(),
+            headers: Vec::new(),
+            signals: Vec::new(),
+            problems: Vec::new(),
+            lost_in_writes: 0,
+            shared_drops_before,
+            shared_drops_elsewhere: 0,
+            begun: Wall(0),
+            loan: None,
+            awaited: 0,
+        }
+    }
+
     /// The files that the media plane has and the disk not yet.
     fn new_files(&mut self, direct: bool, now: Now) -> Vec<NewFile> {
         let new = self.files.len()..self.media.files();
+        self.begun = now.wall;
         let signals = if new.is_empty() { Vec::new() } else { std::mem::take(&mut self.signals) };
         let signals: Vec<media::Signal<'_>> = signals.iter().map(as_media).collect();
         let files: Vec<_> = new
@@ -773,7 +837,7 @@ impl Live {
     }
 
     fn note_shared_drops(&mut self, so_far: u64) {
-        let drops = so_far - self.shared_drops_before;
+        let drops = so_far - self.shared_drops_before + self.shared_drops_elsewhere;
         if drops > 0 {
             self.problem(&format!(
                 "the kernel dropped {drops} media datagrams on their way to this core; some may be of this recording"
@@ -858,42 +922,46 @@ mod tests {
     use std::os::fd::OwnedFd;
     use tempfile::TempDir;
 
-    const KEY: RecordingKey = RecordingKey { reactor: 0, slot: 0, generation: 1 };
+    pub(super) const KEY: RecordingKey = RecordingKey { reactor: 0, slot: 0, generation: 1 };
     const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-    const SECOND: u64 = 1_000_000_000;
+    pub(super) const SECOND: u64 = 1_000_000_000;
 
     /// The recordings of a reactor on a ring and sockets of its own; the test is its control and its directory thread.
-    struct Bench {
-        ring: Ring,
-        media: MediaSource,
+    pub(super) struct Bench {
+        pub ring: Ring,
+        pub media: MediaSource,
         ports: Vec<u16>,
-        recordings: Recordings,
-        jobs: Receiver<Job>,
-        events: Vec<Event>,
-        counters: Arc<ReactorCounters>,
-        dir: TempDir,
-        now: Now,
+        pub recordings: Recordings,
+        pub jobs: Receiver<Job>,
+        pub events: Vec<Event>,
+        pub counters: Arc<ReactorCounters>,
+        pub dir: TempDir,
+        pub now: Now,
     }
 
     impl Bench {
-        fn new() -> Bench {
+        pub fn new() -> Bench {
+            Bench::with(Neighbours::new(0, Vec::new()))
+        }
+
+        pub fn with(neighbours: Neighbours) -> Bench {
             let counters = Arc::new(ReactorCounters::default());
             let (bound, _) = sockets::bind(Some(LOCAL), (10_000..12_000).step_by(2), 4, Mono(0)).unwrap();
             let mut ring = Ring::new(32).unwrap();
             let ports = bound.rtp_ports.clone();
             let media = MediaSource::Sockets(Sockets::arm(bound, &mut ring).unwrap());
             let (queue, jobs) = bounded(64);
-            let files = Files::new(8, 8, Recorded::new().0, counters.clone());
+            let files = Files::new(neighbours.own(), 8, 8, Recorded::new().0, counters.clone());
             let flush = Duration::from_secs(2);
             let pool = Pool::new(8, limits::BLOCK_SIZE).unwrap();
             let storage = Storage { files, pool, direct: false, flush_interval: flush };
-            let recordings = Recordings::new(8, 4, storage, queue, counters.clone());
+            let recordings = Recordings::new(8, 4, storage, queue, counters.clone(), neighbours);
             let (events, dir) = (Vec::new(), TempDir::new().unwrap());
             let now = Now { mono: Mono(SECOND), wall: Wall(1_795_336_245 * SECOND) };
             Bench { ring, media, ports, recordings, jobs, events, counters, dir, now }
         }
 
-        fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
+        pub fn stream(&self, stream: u8, pair: u16, encoding: &str) -> OpenStream {
             let codec = Codec {
                 payload_type: 0,
                 encoding: encoding.to_owned(),
@@ -912,7 +980,7 @@ mod tests {
         }
 
         /// A recording of one stream on pair 0.
-        fn open(&mut self, key: RecordingKey, format: Format) {
+        pub fn open(&mut self, key: RecordingKey, format: Format) {
             let streams = vec![self.stream(0, 0, "PCMU")];
             let (files, signals) = (Vec::new(), Vec::new());
             let open = Open { key, path: "id".into(), format, streams, files, signals };
@@ -921,19 +989,19 @@ mod tests {
             assert!(matches!(self.events.pop(), Some(Event::Opened { .. })), "{:?}", self.events);
         }
 
-        fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
+        pub fn change(&mut self, add: Vec<OpenStream>, remove: Vec<u8>) {
             let change = Change { key: KEY, add, remove };
             self.recordings.change(&mut self.media, change, self.now, &mut self.events);
         }
 
-        fn close(&mut self) {
+        pub fn close(&mut self) {
             let close =
                 Close { key: KEY, manifest: Some(Box::new(crate::proto::manifest::tests::manifest())) };
             self.recordings.close(close, self.now, &mut self.events);
         }
 
         /// What the directory thread says to the next job.
-        fn answer(&mut self, key: RecordingKey, result: Result<(), i32>) -> Vec<String> {
+        pub fn answer(&mut self, key: RecordingKey, result: Result<(), i32>) -> Vec<String> {
             let files = match self.jobs.try_recv() {
                 Ok(Job::Create { files, .. } | Job::Add { files, .. }) => files,
                 other => panic!("{other:?}"),
@@ -957,7 +1025,7 @@ mod tests {
         }
 
         /// Lets time pass, and does what a reactor's turn does.
-        fn turn(&mut self, millis: u64) {
+        pub fn turn(&mut self, millis: u64) {
             self.now.mono = self.now.mono + Duration::from_millis(millis);
             self.now.wall.0 += millis * 1_000_000;
             self.ring.wait(Duration::ZERO, Duration::from_millis(1)).unwrap();
@@ -971,7 +1039,7 @@ mod tests {
         }
 
         /// Turns until the recording is handed on.
-        fn finished(&mut self) -> Box<Finished> {
+        pub fn finished(&mut self) -> Box<Finished> {
             for _ in 0..1_000 {
                 self.turn(20);
                 match self.jobs.try_recv() {
@@ -983,7 +1051,7 @@ mod tests {
             panic!("not finished");
         }
 
-        fn accounted(&self) {
+        pub fn accounted(&self) {
             let dropped: u64 = self.counters.dropped.iter().map(|counter| counter.get()).sum();
             let (received, recorded) = (self.counters.packets.get(), self.counters.recorded_packets.get());
             assert_eq!((received, self.counters.staged_packets.get()), (recorded + dropped, 0));
@@ -991,7 +1059,7 @@ mod tests {
         }
     }
 
-    fn incoming(index: u32, bytes: &[u8], truncated: bool) -> Incoming<'_> {
+    pub(super) fn incoming(index: u32, bytes: &[u8], truncated: bool) -> Incoming<'_> {
         let from = SocketAddr::new(LOCAL, 9);
         let datagram = Datagram { from, to: None, port: None, at: None, bytes, truncated, frame: None };
         Incoming { index, port: 10_000 + index as u16, datagram }

@@ -81,6 +81,14 @@ pub struct StreamPart {
     dropped: u64,
 }
 
+impl StreamPart {
+    /// When the first and the last RTP packet came.
+    pub fn span(&self) -> Option<(Wall, Wall)> {
+        let spans = self.sources.iter().map(Source::span);
+        spans.reduce(|(first, last), span| (first.min(span.0), last.max(span.1)))
+    }
+}
+
 impl Recording {
     pub fn new(format: Format) -> Recording {
         let (elapsed, conversations) = (Elapsed::default(), Conversations::default());
@@ -110,6 +118,21 @@ impl Recording {
     pub fn staggered(mut self, share: u8) -> Recording {
         self.stage.spare(share);
         self
+    }
+
+    pub fn format(&self) -> Format {
+        self.rest.format
+    }
+
+    /// This is one of several parts of a call: raw files of constant rate begin with what came at `at`, which is the same for all
+    /// parts. To be told after streams have been added and before their first packets.
+    pub fn share(&mut self, at: Wall) {
+        self.rest.elapsed.begin(at);
+        for stream in self.streams_mut() {
+            if let Sink::Timeline(file) = &mut stream.sink {
+                file.share();
+            }
+        }
     }
 
     /// The new stream's index: 0, 1, … Raw: also the index of its file. At most [`STREAMS_PER_RECORDING_MAX`] may be added.

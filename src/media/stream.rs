@@ -224,6 +224,11 @@ impl Source {
         }
     }
 
+    /// When its first and its last packet came.
+    pub fn span(&self) -> (Wall, Wall) {
+        (self.first, self.last)
+    }
+
     fn track(&self, index: usize) -> Track {
         // While a restart may be under way, the next packet in order is more than that.
         let payload_type = if self.restart.is_none() { self.payload_type } else { Track::NONE };

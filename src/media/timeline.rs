@@ -22,6 +22,11 @@ pub(super) struct Elapsed {
 }
 
 impl Elapsed {
+    /// The first packet came then, to this part of the recording or another. Later than the first call it says nothing.
+    pub fn begin(&mut self, at: Wall) {
+        self.newest.get_or_insert(at);
+    }
+
     /// Nanoseconds from the first packet to one that arrived at `at`.
     pub fn at(&mut self, at: Wall) -> u64 {
         let newest = self.newest.unwrap_or(at);
@@ -44,6 +49,8 @@ pub(super) struct Timeline {
     layout: Clocked,
     /// What it is laid out for; the recording keeps everything else out.
     pub payload_type: u8,
+    /// Others write to the file too, in other parts of the same recording.
+    shared: bool,
     stage: Stage,
     /// Where the staged block begins in the file.
     base: u64,
@@ -64,11 +71,16 @@ struct MediaClock {
 impl Timeline {
     pub fn new(file: u8, payload_type: u8, layout: Clocked) -> Timeline {
         let clocks = [None; SSRCS_PER_STREAM];
-        Timeline { layout, payload_type, stage: Stage::new(file), base: 0, end: 0, clocks }
+        Timeline { layout, payload_type, shared: false, stage: Stage::new(file), base: 0, end: 0, clocks }
     }
 
     pub fn stage(&self) -> &Stage {
         &self.stage
+    }
+
+    /// From now on the silence in front of a block is a write of its own, so that whoever has the file can leave it out.
+    pub fn share(&mut self) {
+        self.shared = true;
     }
 
     /// Takes one packet of source `source`, which arrived `elapsed` nanoseconds after the recording's first.
@@ -208,7 +220,7 @@ impl Timeline {
         let capacity = self.stage.open(exits.blocks)?.len() as u64;
         let gap = start.saturating_sub(self.end);
         self.base = start.min(self.end);
-        if gap > 0 && gap + payload as u64 > capacity {
+        if gap > 0 && (self.shared || gap + payload as u64 > capacity) {
             let data = Data::Fill { byte: self.layout.silence, len: gap };
             let (file, place) = (self.stage.file(), Place::At(self.end));
             exits.writes.push(Write { file, place, data, packets: Shares::default(), bytes: 0 });

@@ -57,3 +57,31 @@ fn labs_do_not_see_each_other() {
     drop(one);
     peers::output(two.command("load", "ip").args(["link", "show", lab::INTERFACE]));
 }
+
+/// Packets of a call come to the queues that the interface chooses, of whichever core; the recording is one.
+#[test]
+fn everything_sent_to_two_queues_is_found() {
+    if std::thread::available_parallelism().is_ok_and(|cores| cores.get() < 2) {
+        eprintln!("skipped: two reactors need two cores");
+        return;
+    }
+    let Some(lab) = Lab::with_queues(2) else { return };
+    let setup = Setup::new().ip(lab::RECORDER[0]).lab(&lab).pairs(80).flag("--cores", "0,1");
+    let mut recorder =
+        setup.flag("--media-source-kind", "xdp").flag("--xdp-interface", lab::INTERFACE).start();
+    let report = load(&lab, &recorder);
+    let sent = number(&report["media"], "packets_sent");
+    assert_eq!(sent, 40 * 2 * 100, "{report:#}");
+    let verify = &report["verify"];
+    assert_eq!((number(verify, "found"), number(verify, "missing")), (sent, 0), "{report:#}");
+    let stats = recorder.quiet();
+    // RTCP besides.
+    assert!(number(&stats["media"], "recorded_packets") >= sent, "{stats:#}");
+    assert_eq!(number(&stats["media"], "dropped_total"), 0, "{stats:#}");
+    let received = |reactor: usize| number(&stats["reactors"][reactor]["media"], "received_packets");
+    assert!(received(0) > 0 && received(1) > 0, "{stats:#}");
+    let recordings = recorder.committed(40);
+    recordings.iter().for_each(Recording::check_whole);
+    recorder.stats_when("every block is back where it came from", |stats| stats["disk"]["blocks_used"] == 0);
+    recorder.stop();
+}
