@@ -310,6 +310,8 @@ def sipreel_command(lab, directory, recordings, streams, kind, form):
     command += ["--sip-udp", SIP, "--sip-tcp", "none", "--media-ip", RECORDER_IP]
     command += ["--media-ports", f"{FIRST_PORT}-{FIRST_PORT + 2 * streams - 1}", "--dir", recordings / "recordings"]
     command += ["--stats-socket", recordings / "stats.sock", "--log-format", "json"]
+    # Two streams a call: no more recordings, and no more memory for them.
+    command += ["--max-sessions", str(max(1, streams // 2))]
     if kind is not None:
         command += ["--media-source-kind", kind]
     if kind == "xdp":
