@@ -186,7 +186,6 @@ impl Recorder {
         let sip_udp = listeners(&settings.sip_udp, "UDP", |address| udp::bind(address, reactors))?;
         let sip_tcp = listeners(&settings.sip_tcp, "TCP", |address| tcp::bind(address, reactors))?;
         let media = plan.request(settings).make()?;
-        drop_capabilities()?;
         warnings.extend(media.warnings);
         warnings.extend(plan.too_few(media.kind));
         if let Some(first) = media.taken.first() {
@@ -283,6 +282,7 @@ impl Recorder {
         for _ in 0..reactors {
             readiness.recv().map_err(|_| "a reactor ended before it was ready".to_owned())??;
         }
+        drop_capabilities()?;
         let directory =
             directory::Directory::new(settings.dir.clone(), job_queue, mailboxes.clone(), commits);
         others.push(spawn("directory", move || directory.run())?);
@@ -514,7 +514,12 @@ impl Parts {
 
 fn spawn_reactor(parts: Parts, ready: Sender<Result<(), String>>) -> Result<JoinHandle<()>, StartError> {
     spawn(&format!("reactor-{}", parts.index), move || {
-        let reactor = match parts.assemble() {
+        // Where io_uring is for the privileged only, the ring is one of the things that take a capability.
+        let assembled = parts.assemble().and_then(|reactor| match drop_capabilities() {
+            Ok(()) => Ok(reactor),
+            Err(StartError(sentence)) => Err(sentence),
+        });
+        let reactor = match assembled {
             Ok(reactor) => reactor,
             Err(sentence) => {
                 let _ = ready.send(Err(sentence));

@@ -186,9 +186,11 @@ impl Reactor {
                 if !self.inbox.letters.is_empty() {
                     self.letters()?;
                 }
-                let Reactor { ring, media, recordings, clock, .. } = self;
+                // The clock of the turn is older than frames that have come since, and their times would be taken for none.
+                let now = cpu::now();
+                let Reactor { ring, media, recordings, .. } = self;
                 let queue = &mut media.queues()[index];
-                frames_of(queue, ready, recordings, ring, clock.now)?;
+                frames_of(queue, ready, recordings, ring, now)?;
                 queue.release();
                 if ready < limits::XDP_BATCH {
                     break;

@@ -657,7 +657,8 @@ impl Recordings {
     fn report(&mut self, media: &MediaSource, slot: u32, now: Now) {
         let Recordings { ports, live, reports, .. } = self;
         let (Some(reports), Some(live)) = (reports, &mut live[slot as usize]) else { return };
-        if !matches!(live.stage, Stage::Active) {
+        // A reactor reports on what comes to it: a stream that is lent has its packets, and its report, at the guest.
+        if !matches!(live.stage, Stage::Active | Stage::Guest) {
             return;
         }
         for (index, stream) in (0..).zip(&mut live.streams) {

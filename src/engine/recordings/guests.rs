@@ -17,8 +17,9 @@
 //! So no packet changes threads: a block of hundreds does. A reactor counts what it has received, to the end.
 //!
 //! In a raw file of constant rate each part places its packets itself, from the same start, and silence in front of a block goes
-//! over nothing that is written. A stream that moves from one reactor to another is whole; where two reactors get its packets at
-//! the same time, silence within one's blocks may hide the other's, and the manifest says so.
+//! over nothing that is written. A stream that moves from one reactor to another goes on at the place of its arrival there, which
+//! differs from that of its timestamps by what its clock has drifted; where two reactors get its packets at the same time,
+//! silence within one's blocks may hide the other's. The manifest says that a stream came to several.
 
 use std::collections::VecDeque;
 use std::io;
@@ -315,11 +316,15 @@ impl Live {
     fn note_overlap(&mut self, stream: u8, part: &StreamPart) {
         let Some((first, last)) = part.span().filter(|_| self.media.format() == Format::Raw) else { return };
         let here = self.media.report(stream);
-        if here.first_packet.is_some_and(|here| here < last)
-            && here.last_packet.is_some_and(|here| first < here)
-        {
+        let at_once = here.first_packet.is_some_and(|here| here < last)
+            && here.last_packet.is_some_and(|here| first < here);
+        if at_once {
             self.problem(&format!(
                 "stream {stream}: its packets came to several cores at once; some may be hidden by silence"
+            ));
+        } else if here.first_packet.is_some() {
+            self.problem(&format!(
+                "stream {stream}: it moved to another core; its audio may be shifted there by the drift of its clock"
             ));
         }
     }
