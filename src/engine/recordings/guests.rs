@@ -683,6 +683,22 @@ mod tests {
         two.accounted();
     }
 
+    #[test]
+    fn the_reactor_to_which_a_stream_comes_reports_on_it() {
+        let mut two = Two::open(Format::Pcap);
+        (0..3).for_each(|sequence| send(&mut two.away, 0, sequence));
+        for (bench, expected) in [(&mut two.home, 0), (&mut two.away, 1)] {
+            let reports = super::super::Reports::new("cname".into(), bench.counters.clone());
+            bench.recordings.reports = Some(reports);
+            let Bench { recordings, ring, media, now, counters, .. } = bench;
+            (0..20).for_each(|_| recordings.sweep(ring, media, *now).unwrap());
+            assert_eq!(counters.rtcp_sent.get() + counters.rtcp_send_errors.get(), expected);
+        }
+        two.home.close();
+        two.finished();
+        two.accounted();
+    }
+
     /// What waits in the queues of the other reactor when the dialog ends is part of the recording.
     #[test]
     fn what_comes_while_home_lingers_is_recorded() {
