@@ -170,7 +170,7 @@ pub struct RecordArgs {
 
     /// Bytes that a recording gathers before they are written: `64K` to `1M`, a multiple of 4K
     ///
-    /// Every recording that can be open has a block and a half, in memory from the start. Larger blocks cost fewer writes:
+    /// Every recording that can be open has a block and 40 KiB of spare ones, in memory from the start. Larger blocks cost fewer writes:
     /// at hundreds of thousands of packets a second 128K saves a third of the disk's CPU time.
     #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_size)]
     pub block_size: usize,

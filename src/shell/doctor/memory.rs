@@ -76,8 +76,8 @@ mod tests {
     #[test]
     fn blocks_that_fit() {
         assert_eq!(of(16 << 20).level, Level::Ok);
-        assert!(of(16 << 20).found.starts_with("923 MiB for 14774 write blocks"), "{:?}", of(16 << 20));
-        assert_eq!(of(1 << 20).level, Level::Warn);
+        assert!(of(16 << 20).found.starts_with("1079 MiB for 17274 write blocks"), "{:?}", of(16 << 20));
+        assert_eq!(of(2 << 20).level, Level::Warn);
         assert_eq!(of(512 << 10).level, Level::Fail);
         assert_eq!(blocks(&host(&[]).host, &wanted()).level, Level::Note);
     }
