@@ -3,13 +3,13 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
+use super::bpf::{Program, ProgramKind};
 use super::ring::Ring;
 
 /// Makes a ring as a reactor does. `Err` is a sentence that says what to change.
@@ -17,63 +17,15 @@ pub fn io_uring() -> Result<(), String> {
     Ring::new(1).map(drop)
 }
 
-/// linux/bpf.h.
-const PROG_LOAD: libc::c_int = 5;
-const TYPE_XDP: u32 = 6;
-const TYPE_SK_LOOKUP: u32 = 30;
-const ATTACH_XDP: u32 = 37;
-const ATTACH_SK_LOOKUP: u32 = 36;
-/// `r0 = PASS; exit`. Both kinds of program have a PASS that changes nothing: SK_PASS is 1, XDP_PASS is 2.
-const EXIT: u64 = 0x95;
-
 /// Loads, and drops, an sk_lookup program that changes nothing. It is attached to nothing.
 pub fn sk_lookup() -> io::Result<()> {
-    load(TYPE_SK_LOOKUP, ATTACH_SK_LOOKUP, 1).map(drop)
+    Program::pass(ProgramKind::SkLookup).map(drop)
 }
 
 /// The same for XDP, and an AF_XDP socket.
 pub fn af_xdp() -> io::Result<()> {
     Socket::new(Domain::from(libc::AF_XDP), Type::RAW.cloexec(), None)?;
-    load(TYPE_XDP, ATTACH_XDP, 2).map(drop)
-}
-
-/// The part of `union bpf_attr` that loading needs.
-#[repr(C)]
-#[derive(Default)]
-struct Load {
-    kind: u32,
-    instructions: u32,
-    code: u64,
-    licence: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    attach: u32,
-}
-
-fn load(kind: u32, attach: u32, verdict: u32) -> io::Result<OwnedFd> {
-    // mov r0, verdict: opcode 0xb7, the immediate value in the upper half.
-    let code: [u64; 2] = [0xb7 | u64::from(verdict) << 32, EXIT];
-    let licence = c"MIT";
-    let request = Load {
-        kind,
-        attach,
-        instructions: code.len() as u32,
-        code: code.as_ptr() as u64,
-        licence: licence.as_ptr() as u64,
-        ..Load::default()
-    };
-    // SAFETY: the request has the size given; the code and the licence that it points to outlive the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw const request, size_of::<Load>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just made this descriptor for us, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) })
+    Program::pass(ProgramKind::Xdp).map(drop)
 }
 
 /// The kernel's opinion of its own clock.

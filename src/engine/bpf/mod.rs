@@ -4,8 +4,6 @@
 //! Making maps and loading takes CAP_BPF and CAP_NET_ADMIN, and no other capability; what is there may be attached and changed
 //! without them.
 
-#[cfg(test)]
-mod fixtures;
 pub mod insn;
 pub mod ports;
 pub mod redirect;
@@ -253,6 +251,16 @@ impl Program {
             Refusal { error, log: tail(&log) }
         })
     }
+
+    /// A program that changes nothing, wherever it is attached: both kinds have a verdict for that.
+    pub fn pass(kind: ProgramKind) -> io::Result<Program> {
+        let verdict = match kind {
+            ProgramKind::Xdp => redirect::XDP_PASS,
+            ProgramKind::SkLookup => steer::SK_PASS,
+        };
+        let program = insn::assemble(&[insn::set(insn::Register::R0, verdict), insn::exit()]);
+        Program::load(kind, "sipreel_pass", &program).map_err(|refusal| refusal.error)
+    }
 }
 
 #[cfg(test)]
@@ -416,7 +424,7 @@ pub fn attached() -> io::Result<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    use super::fixtures::{NEEDED, in_private_namespace};
+    use super::super::namespace::{self, NEEDED};
     use super::insn::Register::{R0, R1};
     use super::insn::{assemble, exit, load32, set};
     use super::*;
@@ -478,7 +486,7 @@ mod tests {
 
     #[test]
     fn a_dropped_link_is_detached() {
-        in_private_namespace(|| {
+        namespace::run(|| {
             assert!(attached().unwrap().is_empty());
             let pass = assemble(&[set(R0, 1), exit()]);
             let program = Program::load(ProgramKind::SkLookup, "sipreel_test", &pass).unwrap();

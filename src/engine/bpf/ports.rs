@@ -56,7 +56,7 @@ impl PortTable {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixtures::NEEDED;
+    use super::super::super::namespace::NEEDED;
     use super::*;
     use crate::engine::capability::granted;
 

@@ -169,7 +169,7 @@ const DATA: i16 = 0;
 const DATA_END: i16 = 4;
 const DATA_META: i16 = 8;
 const RX_QUEUE: i16 = 16;
-const XDP_PASS: i32 = 2;
+pub(super) const XDP_PASS: i32 = 2;
 
 /// The longest frame that an AF_XDP socket takes: what is longer would be dropped, and a kernel socket takes it.
 const FRAME_MAX: u32 = limits::XDP_FRAME_SIZE - XDP_PACKET_HEADROOM;
@@ -334,7 +334,7 @@ mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
-    use super::super::fixtures::{NEEDED, in_private_namespace, ip};
+    use super::super::super::namespace::{self, NEEDED, ip};
     use super::*;
     use crate::engine::capability::{granted, keep_only};
     use crate::engine::cpu;
@@ -622,7 +622,7 @@ mod tests {
 
     #[test]
     fn an_interface_that_cannot_be_attached_to_says_why() {
-        in_private_namespace(|| {
+        namespace::run(|| {
             let interface = Interface::new().unwrap();
             let attach = |name, mode| interface.redirect.attach(index(name), mode);
             assert!(matches!(attach("lo", Mode::Native), Err(AttachError::NotSupported(_))));
@@ -652,7 +652,7 @@ mod tests {
 
     #[test]
     fn two_capabilities_are_enough_to_load_and_none_to_attach() {
-        in_private_namespace(|| {
+        namespace::run(|| {
             keep_only(&NEEDED[..2]).unwrap();
             let table = PortTable::new((FIRST, LAST)).unwrap();
             let addresses = Addresses::new(&[HOST4.into()]).unwrap();

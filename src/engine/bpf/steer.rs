@@ -20,7 +20,7 @@ const LOCAL_IP6: i16 = 44;
 const LOCAL_PORT: i16 = 60;
 
 /// Also the verdict for what is not ours: the kernel looks further.
-const SK_PASS: i32 = 1;
+pub(super) const SK_PASS: i32 = 1;
 /// BPF_SK_LOOKUP_F_NO_REUSEPORT: this very socket, not one of its reuseport group.
 const NO_REUSEPORT: i32 = 2;
 
@@ -118,8 +118,8 @@ mod tests {
 
     use socket2::{Domain, SockRef, Socket, Type};
 
+    use super::super::super::namespace::{self, NEEDED};
     use super::super::attached;
-    use super::super::fixtures::{NEEDED, in_private_namespace};
     use super::*;
     use crate::engine::capability::{granted, keep_only};
 
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn datagrams_to_the_range_come_to_one_socket_while_attached() {
-        in_private_namespace(|| {
+        namespace::run(|| {
             let (table, sockets) = (table(1), sockets(1));
             let [v4, v6] = &sockets[0];
             tell_original(v4, libc::IPPROTO_IP, libc::IP_RECVORIGDSTADDR);
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn two_capabilities_are_enough() {
-        in_private_namespace(|| {
+        namespace::run(|| {
             keep_only(&NEEDED[..2]).unwrap();
             let sockets = sockets(1);
             let _steering = Steering::attach(&table(1), Some(HOST4), &borrowed(&sockets)).unwrap();
