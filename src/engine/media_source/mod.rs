@@ -9,6 +9,7 @@
 //! Each hands over the same: an [`Incoming`] with the index of its port, from `0` to [`MediaSource::ports`].
 
 mod choice;
+mod receive;
 pub mod sockets;
 mod steered;
 mod watch;

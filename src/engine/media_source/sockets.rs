@@ -7,20 +7,15 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
 
-use io_uring::opcode;
-use io_uring::types::Fixed;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::super::buffers::Buffers;
 use super::super::cpu;
 use super::super::datagram;
-use super::super::ring::{Completion, Kind, Ring, Token};
+use super::super::ring::{Completion, Ring};
 use super::Incoming;
+use super::receive::Receiver;
 use crate::clock::Mono;
 use crate::limits;
-
-/// Buffer group of the media sockets.
-const GROUP: u16 = 0;
 
 /// The bound sockets of one reactor: pair `i` is sockets `2·i` (RTP) and `2·i + 1` (RTCP).
 pub struct Bound {
@@ -147,10 +142,7 @@ pub fn waits(socket: &Socket) -> bool {
 /// The armed sockets of one reactor.
 pub struct Sockets {
     bound: Bound,
-    buffers: Buffers,
-    template: Box<libc::msghdr>,
-    /// Sockets whose multishot receive has ended; armed again once buffers are back.
-    ended: Vec<u32>,
+    receiver: Receiver,
     /// Drops of each socket as last read.
     drops: Vec<u32>,
 }
@@ -158,24 +150,9 @@ pub struct Sockets {
 impl Sockets {
     /// Registers the sockets as files `0..2·pairs` of the ring's table and arms all of them.
     pub fn arm(bound: Bound, ring: &mut Ring) -> Result<Sockets, String> {
-        let descriptors: Vec<i32> = bound.sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        // A reactor whose ports are all taken has none, and the kernel refuses to register nothing.
-        if !descriptors.is_empty() {
-            ring.submitter()
-                .register_files_update(0, &descriptors)
-                .map_err(|e| format!("registering {} media sockets failed: {e}", descriptors.len()))?;
-        }
-        let buffers = Buffers::new(ring, GROUP, limits::MEDIA_BUFFERS, limits::MEDIA_BUFFER_SIZE)?;
-        let count = descriptors.len();
-        let mut sockets = Sockets {
-            bound,
-            buffers,
-            template: Box::new(datagram::template()),
-            ended: (0..count as u32).collect(),
-            drops: vec![0; count],
-        };
-        sockets.publish(ring).map_err(|e| format!("arming {count} media sockets failed: {e}"))?;
-        Ok(sockets)
+        let receiver = Receiver::arm(&bound.sockets, ring)?;
+        let drops = vec![0; bound.sockets.len()];
+        Ok(Sockets { bound, receiver, drops })
     }
 
     pub fn ports(&self) -> usize {
@@ -194,32 +171,15 @@ impl Sockets {
         take: impl FnOnce(Option<&Incoming<'_>>),
     ) -> Result<(), i32> {
         let index = completion.token.slot;
-        if !completion.more() {
-            self.ended.push(index);
-        }
-        if let Some(id) = completion.buffer() {
-            let len = usize::try_from(completion.result).unwrap_or(0);
-            if completion.result >= 0 {
-                let port = self.port(index);
-                let parsed = datagram::parse(self.buffers.bytes(id, len), &self.template);
-                take(parsed.map(|datagram| Incoming { index, port, datagram }).as_ref());
-            }
-            self.buffers.give(id);
-        }
-        if completion.result < 0 { Err(-completion.result) } else { Ok(()) }
+        let port = self.port(index);
+        self.receiver.complete(completion, |datagram| {
+            take(datagram.map(|datagram| Incoming { index, port, datagram }).as_ref());
+        })
     }
 
-    /// Returns the buffers of this turn to the kernel and arms again what has ended.
+    /// As [`super::MediaSource::publish`].
     pub fn publish(&mut self, ring: &mut Ring) -> io::Result<()> {
-        self.buffers.publish();
-        while let Some(socket) = self.ended.pop() {
-            let entry = opcode::RecvMsgMulti::new(Fixed(socket), &*self.template, GROUP)
-                .build()
-                .user_data(Token::new(Kind::Media, socket, 0).pack());
-            // SAFETY: the template is boxed and lives as long as the ring's thread; the buffers are never unmapped.
-            unsafe { ring.push(&entry)? };
-        }
-        Ok(())
+        self.receiver.publish(ring)
     }
 
     /// Whether datagrams that the kernel has received wait in this socket.

@@ -9,24 +9,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use etherparse::PacketBuilder;
-use io_uring::opcode;
-use io_uring::types::Fixed;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::super::bpf;
 use super::super::bpf::ports::PortTable;
 use super::super::bpf::steer::Steering;
-use super::super::buffers::Buffers;
 use super::super::cpu;
-use super::super::datagram;
-use super::super::ring::{Completion, Kind, Ring, Token};
+use super::super::ring::{Completion, Ring};
 use super::Incoming;
+use super::receive::Receiver;
 use super::sockets::{enable, new_drops};
 use crate::clock::{Mono, Wall};
 use crate::limits;
 
-/// Buffer group of the media sockets.
-const GROUP: u16 = 0;
 /// Ports below take a privilege.
 const PRIVILEGED: u16 = 1_024;
 /// Bytes of the longer headers, IPv6's, and hops of what we send.
@@ -250,15 +245,18 @@ fn send_bound(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> 
     socket.send_to(bytes, &to.into()).map(drop)
 }
 
+/// Index of a port among so many from `first` on; their number stands for one that is not among them.
+pub fn index(port: u16, first: u16, ports: usize) -> u32 {
+    u32::from(port.wrapping_sub(first)).min(ports as u32)
+}
+
 /// The armed sockets of one reactor.
 pub struct Steered {
     sockets: Vec<Socket>,
     sender: Sender,
     first: u16,
     ports: usize,
-    buffers: Buffers,
-    template: Box<libc::msghdr>,
-    ended: Vec<u32>,
+    receiver: Receiver,
     drops: Vec<u32>,
     /// When the newest datagram read from each socket came: what is older has been read.
     read_until: Vec<Wall>,
@@ -270,26 +268,11 @@ impl Steered {
 
     /// Registers the sockets as files `0..` of the ring's table and arms them.
     pub fn arm(bound: Bound, ring: &mut Ring) -> Result<Steered, String> {
-        let sockets: Vec<Socket> = bound.sockets.into_iter().flatten().collect();
-        let descriptors: Vec<i32> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-        ring.submitter()
-            .register_files_update(0, &descriptors)
-            .map_err(|e| format!("registering the steered media sockets failed: {e}"))?;
-        let buffers = Buffers::new(ring, GROUP, limits::MEDIA_BUFFERS, limits::MEDIA_BUFFER_SIZE)?;
-        let count = sockets.len();
-        let mut steered = Steered {
-            sockets,
-            sender: bound.sender,
-            first: bound.first,
-            ports: bound.ports,
-            buffers,
-            template: Box::new(datagram::template()),
-            ended: (0..count as u32).collect(),
-            drops: vec![0; count],
-            read_until: vec![Wall(0); count],
-        };
-        steered.publish(ring).map_err(|e| format!("arming the steered media sockets failed: {e}"))?;
-        Ok(steered)
+        let Bound { sockets, sender, first, ports } = bound;
+        let sockets: Vec<Socket> = sockets.into_iter().flatten().collect();
+        let receiver = Receiver::arm(&sockets, ring)?;
+        let (drops, read_until) = (vec![0; sockets.len()], vec![Wall(0); sockets.len()]);
+        Ok(Steered { sockets, sender, first, ports, receiver, drops, read_until })
     }
 
     /// As [`super::MediaSource::send`].
@@ -305,17 +288,9 @@ impl Steered {
         self.ports
     }
 
-    /// Index of a port, or [`Steered::ports`] for one that is not ours.
-    pub fn index(&self, port: u16) -> u32 {
-        let offset = port.wrapping_sub(self.first);
-        u32::from(offset).min(self.ports as u32)
-    }
-
     pub fn coming(&self, completion: Completion) -> u32 {
-        let hint = completion
-            .buffer()
-            .and_then(|id| datagram::port_hint(self.buffers.bytes(id, limits::MEDIA_BUFFER_SIZE)));
-        hint.map_or(self.ports as u32, |port| self.index(port))
+        let hint = self.receiver.port_hint(completion);
+        hint.map_or(self.ports as u32, |port| index(port, self.first, self.ports))
     }
 
     /// As [`super::MediaSource::complete`].
@@ -324,39 +299,23 @@ impl Steered {
         completion: Completion,
         take: impl FnOnce(Option<&Incoming<'_>>),
     ) -> Result<(), i32> {
-        let socket = completion.token.slot;
-        if !completion.more() {
-            self.ended.push(socket);
-        }
-        if let Some(id) = completion.buffer() {
-            let len = usize::try_from(completion.result).unwrap_or(0);
-            if completion.result >= 0 {
-                let parsed = datagram::parse(self.buffers.bytes(id, len), &self.template);
-                if let Some(at) = parsed.as_ref().and_then(|datagram| datagram.at) {
-                    self.read_until[socket as usize] = at;
-                }
-                let incoming = parsed.and_then(|datagram| {
-                    let port = datagram.port?;
-                    Some(Incoming { index: self.index(port), port, datagram })
-                });
-                take(incoming.as_ref());
+        let Steered { receiver, read_until, first, ports, .. } = self;
+        let read_until = &mut read_until[completion.token.slot as usize];
+        receiver.complete(completion, |datagram| {
+            if let Some(at) = datagram.as_ref().and_then(|datagram| datagram.at) {
+                *read_until = at;
             }
-            self.buffers.give(id);
-        }
-        if completion.result < 0 { Err(-completion.result) } else { Ok(()) }
+            let incoming = datagram.and_then(|datagram| {
+                let port = datagram.port?;
+                Some(Incoming { index: index(port, *first, *ports), port, datagram })
+            });
+            take(incoming.as_ref());
+        })
     }
 
     /// As [`super::MediaSource::publish`].
     pub fn publish(&mut self, ring: &mut Ring) -> io::Result<()> {
-        self.buffers.publish();
-        while let Some(socket) = self.ended.pop() {
-            let entry = opcode::RecvMsgMulti::new(Fixed(socket), &*self.template, GROUP)
-                .build()
-                .user_data(Token::new(Kind::Media, socket, 0).pack());
-            // SAFETY: the template is boxed and lives as long as the ring's thread; the buffers are never unmapped.
-            unsafe { ring.push(&entry)? };
-        }
-        Ok(())
+        self.receiver.publish(ring)
     }
 
     /// Whether datagrams that came before `asked` may wait in a socket: something waits, and what was last read is older.

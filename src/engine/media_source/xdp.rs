@@ -106,7 +106,7 @@ impl Xdp {
         let queue = |socket| Queue {
             socket,
             first: rest.first(),
-            ports: rest.ports() as u32,
+            ports: rest.ports(),
             indices: Box::new([0; limits::XDP_BATCH]),
             behind: false,
         };
@@ -128,7 +128,7 @@ impl Xdp {
 pub struct Queue {
     socket: XskSocket,
     first: u16,
-    ports: u32,
+    ports: usize,
     /// Port indices of the frames that `look` has seen.
     indices: Box<[u32; limits::XDP_BATCH]>,
     /// The last turn left frames behind.
@@ -149,7 +149,7 @@ impl Queue {
     /// The port index of frame `i`, whose headers are there by now.
     pub fn look(&mut self, i: usize) -> u32 {
         let port = frame::destination_port(self.socket.bytes(i));
-        let index = port.map_or(self.ports, |port| u32::from(port.wrapping_sub(self.first)).min(self.ports));
+        let index = port.map_or(self.ports as u32, |port| steered::index(port, self.first, self.ports));
         self.indices[i] = index;
         index
     }
