@@ -7,6 +7,8 @@ use super::super::bpf::Link;
 use super::super::bpf::redirect::Redirect;
 use super::super::bpf::steer::Steering;
 use super::super::capability::{self, Capability};
+use socket2::Socket;
+
 use super::super::ring::Ring;
 use super::MediaSource;
 use super::sockets::{self, Sockets};
@@ -74,6 +76,8 @@ pub struct Media {
 #[derive(Default)]
 pub struct Attached {
     _steering: Option<Steering>,
+    /// Ports that are ours and would be given to others.
+    _held: Vec<Socket>,
     _programs: Vec<(Redirect, Link)>,
 }
 
@@ -194,8 +198,8 @@ impl Request<'_> {
         &self,
         media: &mut Media,
     ) -> Result<(Vec<steered::Bound>, super::super::bpf::ports::PortTable), String> {
-        let Steerage { bound, steering, table, pairs, taken, others } =
-            Steerage::attach(self.ip, self.ports, self.reactors, self.deadline)?;
+        let Steerage { bound, steering, table, pairs, taken, held, others } =
+            Steerage::attach(self.ip, self.ports, self.reactors, self.pairs_of_sockets, self.deadline)?;
         if others > 0 {
             media.warnings.push(format!(
                 "{others} other sk_lookup programs are attached to this network namespace, which may take packets first: \
@@ -207,6 +211,7 @@ impl Request<'_> {
             pairs.iter().map(|&(reactor, rtp)| PortPair { reactor, index: index(rtp), rtp }).collect();
         media.taken = taken;
         media.attached._steering = Some(steering);
+        media.attached._held = held;
         Ok((bound, table))
     }
 }

@@ -49,7 +49,7 @@ pub fn bind(
     Ok((bound, taken))
 }
 
-fn pair(ip: Option<IpAddr>, rtp: u16, deadline: Mono) -> io::Result<[Socket; 2]> {
+pub fn pair(ip: Option<IpAddr>, rtp: u16, deadline: Mono) -> io::Result<[Socket; 2]> {
     loop {
         match socket(ip, rtp).and_then(|a| Ok([a, socket(ip, rtp + 1)?])) {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && cpu::now().mono < deadline => {

@@ -45,6 +45,8 @@ pub struct Steerage {
     pub pairs: Vec<(u8, u16)>,
     /// RTP ports of pairs of which somebody else has a port.
     pub taken: Vec<u16>,
+    /// Sockets that keep ports of ours from being given to others.
+    pub held: Vec<Socket>,
     /// sk_lookup programs of others in this network namespace: each is asked before ours or after it.
     pub others: usize,
 }
@@ -56,6 +58,7 @@ impl Steerage {
         ip: Option<IpAddr>,
         (first, last): (u16, u16),
         reactors: usize,
+        pairs_of_sockets: usize,
         deadline: Mono,
     ) -> Result<Steerage, String> {
         let others = bpf::attached().map_or(0, |ids| ids.len());
@@ -65,8 +68,9 @@ impl Steerage {
             .map_err(|e| format!("binding the sockets to steer to failed ({e}): check --media-ip"))?;
         let table = PortTable::new((first, last))?;
         let foreign = foreign_ports_at(ip, (first, last), deadline);
-        let (taken, free): (Vec<u16>, Vec<u16>) =
+        let (mut taken, mut free): (Vec<u16>, Vec<u16>) =
             (first..last).step_by(2).partition(|rtp| foreign.contains(rtp) || foreign.contains(&(rtp + 1)));
+        let held = hold(ip, &mut free, &mut taken, pairs_of_sockets, deadline)?;
         let pairs: Vec<(u8, u16)> =
             free.iter().enumerate().map(|(n, &rtp)| ((n % reactors) as u8, rtp)).collect();
         for &(reactor, rtp) in &pairs {
@@ -81,7 +85,73 @@ impl Steerage {
             .map(|bound| [0, 1].map(|family: usize| bound.sockets[family].as_ref().map(AsFd::as_fd)))
             .collect();
         let steering = Steering::attach(&table, ip, &sockets)?;
-        Ok(Steerage { bound, steering, table, pairs, taken, others })
+        Ok(Steerage { bound, steering, table, pairs, taken, held, others })
+    }
+}
+
+/// Binds the pairs that the kernel would otherwise give to whoever asks for any port: the answers to him would be steered to us.
+/// Nothing is received there, the program is asked first. Pairs that cannot be held are left out.
+fn hold(
+    ip: Option<IpAddr>,
+    free: &mut Vec<u16>,
+    taken: &mut Vec<u16>,
+    most: usize,
+    deadline: Mono,
+) -> Result<Vec<Socket>, String> {
+    let given_out = Ephemeral::read();
+    let mut held = Vec::new();
+    let mut failure = None;
+    free.retain(|&rtp| {
+        if !given_out.has(rtp) && !given_out.has(rtp + 1) {
+            return true;
+        }
+        let room = held.len() < most * 2;
+        match room.then(|| super::sockets::pair(ip, rtp, deadline)) {
+            Some(Ok(pair)) => held.extend(pair),
+            Some(Err(e)) if e.kind() != io::ErrorKind::AddrInUse => failure = Some(e),
+            _ => {
+                taken.push(rtp);
+                return false;
+            }
+        }
+        true
+    });
+    match failure {
+        None => Ok(held),
+        Some(e) => Err(format!(
+            "ports that the kernel gives to others cannot be held ({e}): name them in sysctl net.ipv4.ip_local_reserved_ports"
+        )),
+    }
+}
+
+/// The ports that the kernel chooses from for sockets that ask for none.
+struct Ephemeral {
+    first: u16,
+    last: u16,
+    reserved: Vec<(u16, u16)>,
+}
+
+impl Ephemeral {
+    fn read() -> Ephemeral {
+        let read = |name| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
+        Ephemeral::parse(&read("ip_local_port_range"), &read("ip_local_reserved_ports"))
+    }
+
+    /// `32768 60999`, and `8080,9000-9010` or nothing. What cannot be read is the kernel's default.
+    fn parse(range: &str, reserved: &str) -> Ephemeral {
+        let mut words = range.split_whitespace().map_while(|word| word.parse().ok());
+        let (first, last) = words.next().zip(words.next()).unwrap_or((32_768, 60_999));
+        let port = |text: &str| text.trim().parse::<u16>().ok();
+        let one = |text: &str| {
+            let (from, to) = text.split_once('-').unwrap_or((text, text));
+            port(from).zip(port(to))
+        };
+        Ephemeral { first, last, reserved: reserved.split(',').filter_map(one).collect() }
+    }
+
+    fn has(&self, port: u16) -> bool {
+        let within = |&(first, last): &(u16, u16)| (first..=last).contains(&port);
+        within(&(self.first, self.last)) && !self.reserved.iter().any(within)
     }
 }
 
@@ -370,6 +440,27 @@ mod tests {
             assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
             drop(taken);
         }
+    }
+
+    #[test]
+    fn ports_that_the_kernel_gives_out() {
+        let of = |range, reserved, port| Ephemeral::parse(range, reserved).has(port);
+        assert!(of("32768\t60999\n", "\n", 32_768) && of("32768 60999", "", 60_999));
+        assert!(!of("32768 60999", "", 32_767) && !of("32768 60999", "40000-41000,50000\n", 40_500));
+        assert!(!of("32768 60999", "40000-41000,50000\n", 50_000) && of("", "x,1-", 40_000));
+    }
+
+    /// A socket that asks for any port is never given one of ours.
+    #[test]
+    fn ports_of_the_range_are_not_given_to_others() {
+        let Ephemeral { first, .. } = Ephemeral::read();
+        let rtp = (first + 1_000) & !1;
+        let (mut free, mut taken) = (vec![rtp], Vec::new());
+        let held = hold(None, &mut free, &mut taken, 1, Mono(0)).unwrap();
+        assert!(UdpSocket::bind(("127.0.0.1", rtp)).is_err() || held.is_empty() && taken == [rtp]);
+        let (mut free, mut taken) = (vec![rtp], Vec::new());
+        assert!(hold(None, &mut free, &mut taken, 0, Mono(0)).unwrap().is_empty());
+        assert_eq!((free, taken), (vec![], vec![rtp]), "no room to hold it");
     }
 
     #[test]
