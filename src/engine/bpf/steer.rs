@@ -121,7 +121,7 @@ mod tests {
     use super::super::super::namespace::{self, NEEDED};
     use super::super::attached;
     use super::*;
-    use crate::engine::capability::{granted, keep_only};
+    use crate::engine::capability::{Capability, granted, keep_only};
 
     const FIRST: u16 = 40_000;
     const LAST: u16 = 40_007;
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn two_capabilities_are_enough() {
         namespace::run(|| {
-            keep_only(&NEEDED[..2]).unwrap();
+            keep_only(&[Capability::NetAdmin, Capability::Bpf]).unwrap();
             let sockets = sockets(1);
             let _steering = Steering::attach(&table(1), Some(HOST4), &borrowed(&sockets)).unwrap();
             assert_eq!(attached().unwrap().len(), 1);
