@@ -71,6 +71,10 @@ pub const METADATA_BODIES_MAX: usize = 3_600;
 pub const METADATA_REMEMBERED_MAX: usize = 1024 * 1024;
 /// Participants that ever sent into one stream. A conference in one mixed stream has dozens.
 pub const SENDERS_PER_STREAM_MAX: usize = 256;
+/// Changes listed in one manifest, and the bytes of their ids and words: a conference of an hour in which somebody comes or goes
+/// every second. Later ones are counted.
+pub const EVENTS_PER_RECORDING_MAX: usize = 4_096;
+pub const EVENTS_PER_RECORDING_BYTES: usize = 512 * 1024;
 /// Bytes of the Call-ID shown in the session table; the manifest has it whole.
 pub const TABLE_TEXT: usize = 64;
 /// Attempts of one table read. A write takes some 20 ns, so a reader that fails this often met a writer that was preempted.

@@ -44,6 +44,8 @@ pub struct Manifest {
     pub streams: Vec<Stream>,
     /// Every rs-metadata body, in order of receipt.
     pub metadata: Vec<MetadataBody>,
+    /// Every change of the recording and of what is recorded, in order.
+    pub events: Vec<Event>,
     /// What is missing or doubtful, in words: `write failed: …`, `metadata body 3 not kept: …`. Empty when all is well.
     pub problems: Vec<String>,
     pub files: Vec<File>,
@@ -137,6 +139,129 @@ pub struct MetadataBody {
     pub problem: Option<String>,
 }
 
+/// One change, and when the recorder learned of it. Fields that do not apply are absent.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Event {
+    pub at: Wall,
+    #[serde(rename = "event")]
+    pub kind: EventKind,
+    /// Ids as the metadata gives them: of the communication session, its group, the participant, the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub participant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream: Option<String>,
+    /// Position of the m-line in the offer, from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub m_line: Option<usize>,
+    /// The time that the SRC gives for it, as written (RFC 7865 §6.9).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stated: Option<String>,
+    /// In words: a cause, the states before and after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// What changed. In JSON as `participant_joined`; the names are stable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// The recording session went from one state to another; `detail` names both and the cause.
+    State,
+    /// An offer began to record an m-line, ended it, or changed its codec, port or address.
+    MediaAdded,
+    MediaRemoved,
+    MediaChanged,
+    /// The SRC paused an m-line (`inactive`, c=0.0.0.0), and went on.
+    MediaPaused,
+    MediaResumed,
+    /// The session timer was refreshed, or the transport of the dialog changed.
+    Refreshed,
+    TransportChanged,
+    /// RFC 7865 §6.2: a group of communication sessions.
+    GroupStarted,
+    GroupEnded,
+    /// RFC 7865 §6.3: a communication session.
+    SessionStarted,
+    SessionEnded,
+    SessionChanged,
+    /// RFC 7865 §6.5 and §6.6: a participant of a communication session.
+    ParticipantJoined,
+    ParticipantLeft,
+    ParticipantChanged,
+    /// A participant who is still there sends nothing any more, and something again.
+    ParticipantHeld,
+    ParticipantResumed,
+    /// RFC 7865 §6.7: a media stream.
+    StreamStarted,
+    StreamEnded,
+    StreamChanged,
+    /// RFC 7865 §6.8: a participant's part in a stream.
+    SendStarted,
+    SendStopped,
+    ReceiveStarted,
+    ReceiveStopped,
+    /// RFC 7866 §9.2: the recorder asked for everything, and why.
+    SnapshotRequested,
+    /// A complete description took the place of what was known.
+    SnapshotTaken,
+    /// Metadata that could not be taken; `detail` says why.
+    MetadataRefused,
+}
+
+impl Event {
+    pub fn new(at: Wall, kind: EventKind) -> Event {
+        Event {
+            at,
+            kind,
+            session: None,
+            group: None,
+            participant: None,
+            stream: None,
+            m_line: None,
+            stated: None,
+            detail: None,
+        }
+    }
+
+    pub fn session(self, id: impl Into<String>) -> Event {
+        Event { session: Some(id.into()), ..self }
+    }
+
+    pub fn group(self, id: impl Into<String>) -> Event {
+        Event { group: Some(id.into()), ..self }
+    }
+
+    pub fn participant(self, id: impl Into<String>) -> Event {
+        Event { participant: Some(id.into()), ..self }
+    }
+
+    pub fn stream(self, id: impl Into<String>) -> Event {
+        Event { stream: Some(id.into()), ..self }
+    }
+
+    pub fn m_line(self, m_line: usize) -> Event {
+        Event { m_line: Some(m_line), ..self }
+    }
+
+    pub fn stated(self, time: Option<String>) -> Event {
+        Event { stated: time, ..self }
+    }
+
+    pub fn detail(self, words: impl Into<String>) -> Event {
+        Event { detail: Some(words.into()), ..self }
+    }
+
+    /// Bytes of its texts.
+    pub fn text(&self) -> usize {
+        let texts = [&self.session, &self.group, &self.participant, &self.stream, &self.stated, &self.detail];
+        texts.into_iter().flatten().map(String::len).sum()
+    }
+}
+
 #[derive(Clone, Debug, Serialize)]
 pub struct File {
     pub name: String,
@@ -178,6 +303,7 @@ pub(crate) mod tests {
                 understood: false,
                 problem: Some("not XML".into()),
             }],
+            events: vec![Event::new(START, EventKind::ParticipantJoined).participant("p")],
             problems: vec![],
             files: vec![File { name: "call.pcap".into(), size: 24, sha256: "00".into() }],
         }
@@ -234,6 +360,7 @@ pub(crate) mod tests {
                 "file": "metadata-0001.xml", "received": "2026-11-22T08:30:45.000000Z",
                 "understood": false, "problem": "not XML",
             }],
+            "events": [{"at": "2026-11-22T08:30:45.000000Z", "event": "participant_joined", "participant": "p"}],
             "problems": [],
             "files": [{"name": "call.pcap", "size": 24, "sha256": "00"}],
         });

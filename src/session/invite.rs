@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::answer::{self, Plan};
 use super::content::{Content, ContentError, content};
 use super::dialog::Dialog;
+use super::events::Events;
 use super::history::History;
 use super::id::{self, Id};
 use super::recording::{Changing, MediaSession, Opening, PendingInvite, Phase, Recording, Unacknowledged};
@@ -127,6 +128,7 @@ impl Sessions {
             unacknowledged: None,
             session,
             history: History::default(),
+            events: Events::default(),
             armed: None,
         });
         let files = self.take_metadata(request.at, &mut recording, metadata);
@@ -379,11 +381,10 @@ impl Sessions {
     fn take_metadata(&mut self, at: Wall, recording: &mut Recording, bodies: Vec<Bytes>) -> Vec<SmallFile> {
         let mut files = Vec::new();
         for body in bodies {
-            let taken = recording.history.take(at, body);
+            let taken = recording.take_metadata(at, body);
             self.note_metadata(recording.id, taken.problem);
             files.extend(taken.file);
         }
-        recording.attribute();
         files
     }
 
@@ -397,8 +398,7 @@ impl Sessions {
     ) {
         for body in bodies {
             let Some(recording) = self.slots.get_mut(key) else { return };
-            let taken = recording.history.take(at, body);
-            recording.attribute();
+            let taken = recording.take_metadata(at, body);
             let id = recording.id;
             self.note_metadata(id, taken.problem);
             out.extend(taken.file.map(|file| Command::File { key, file }));

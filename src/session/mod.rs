@@ -12,6 +12,7 @@ mod client;
 mod content;
 mod dialog;
 mod ending;
+mod events;
 mod history;
 pub mod id;
 mod invite;

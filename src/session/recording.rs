@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use super::answer::Plan;
 use super::dialog::Dialog;
-use super::history::History;
+use super::events::Events;
+use super::history::{History, Taken};
 use super::id::Id;
 use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
 use crate::clock::{Mono, Wall};
 use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
-use crate::proto::manifest::{self, Manifest};
+use crate::proto::manifest::{self, Event, EventKind, Manifest};
 use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
 
@@ -32,6 +33,8 @@ pub struct Recording {
     pub unacknowledged: Option<Unacknowledged>,
     pub session: MediaSession,
     pub history: History,
+    /// What changed so far, for the manifest.
+    pub events: Events,
     pub armed: Option<Mono>,
 }
 
@@ -295,6 +298,16 @@ impl Recording {
         }
     }
 
+    /// Reads one body of metadata; what it changes is among the events.
+    pub fn take_metadata(&mut self, at: Wall, body: Bytes) -> Taken {
+        let taken = self.history.take(at, body);
+        if let Some(problem) = &taken.problem {
+            self.events.push(Event::new(at, EventKind::MetadataRefused).detail(problem));
+        }
+        self.attribute();
+        taken
+    }
+
     /// Asks the metadata who sends into which live stream, and adds them to those who did before.
     pub fn attribute(&mut self) {
         let MediaSession { lines, streams, .. } = &mut self.session;
@@ -338,7 +351,9 @@ impl Recording {
             participants: self.history.participants(),
             streams: self.session.streams.iter().map(Stream::manifest).collect(),
             metadata: self.history.bodies(),
-            problems: [self.session.refused.clone(), self.history.problems()].concat(),
+            events: self.events.list(),
+            problems: [self.session.refused.clone(), self.history.problems(), self.events.problems()]
+                .concat(),
             files: Vec::new(),
         }
     }
