@@ -83,6 +83,8 @@ causes! {
     RefuseCause {
         NotRecording = "not_a_recording_session",
         BadRequest = "bad_request",
+        /// A Request-URI that cannot be ours.
+        BadUri = "bad_uri",
         BadExtension = "bad_extension",
         UnsupportedBody = "unsupported_body",
         NotAcceptable = "not_acceptable",

@@ -1,17 +1,18 @@
-//! Client transactions of the requests that we send: BYE, and nothing else (RFC 3261 §17.1.2).
+//! Client transactions of the requests that we send in dialogs: BYE, UPDATE (RFC 3261 §17.1.2).
 //!
-//! A recording ends when its BYE is handed over (§15.1.1), so nobody waits for the answer but a drain.
+//! A recording ends when its BYE is handed over (§15.1.1), so nobody waits for the answer but a drain. What became of the
+//! others is told to their recording.
 
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::time::Duration;
 
 use super::timers::Timers;
-use super::{Flow, Transport};
+use super::{Flow, RecordingKey, Transport};
 use crate::clock::Mono;
 use crate::limits::{T1, T2, T4, TRANSACTION_TIMEOUT};
 
-/// At most one per recording that we end, for 37 s.
+/// At most one of each [`Purpose`] per recording, for 37 s.
 #[derive(Debug)]
 pub struct Clients {
     /// By the number in the branch.
@@ -21,8 +22,42 @@ pub struct Clients {
     unanswered: usize,
 }
 
+/// What a request is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// The recording has ended with it.
+    Bye,
+}
+
+/// Who is to be told what became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    pub key: RecordingKey,
+    pub purpose: Purpose,
+}
+
+/// What a response was to the transactions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taken {
+    /// No transaction has its branch.
+    Stray,
+    /// Provisional, or a copy of the final one.
+    Absorbed(Asker),
+    /// The final one.
+    Final(Asker),
+}
+
+/// What a timeout has to do.
+#[derive(Debug, Default)]
+pub struct Due {
+    pub resend: Vec<(Flow, Bytes)>,
+    /// No final response came in time: as good as 408 (§8.1.3.1).
+    pub given_up: Vec<Asker>,
+}
+
 #[derive(Debug)]
 struct Client {
+    asker: Asker,
     flow: Flow,
     bytes: Bytes,
     state: State,
@@ -57,24 +92,25 @@ impl Clients {
     }
 
     /// The request has been sent for the first time.
-    pub fn begin(&mut self, now: Mono, number: u64, flow: Flow, bytes: Bytes) {
+    pub fn begin(&mut self, now: Mono, number: u64, asker: Asker, flow: Flow, bytes: Bytes) {
         let retransmit = (flow.transport == Transport::Udp).then_some((now + T1, T1 * 2));
         let ends = now + TRANSACTION_TIMEOUT;
-        let client = Client { flow, bytes, state: State::Trying, retransmit, ends, armed: None };
+        let client = Client { asker, flow, bytes, state: State::Trying, retransmit, ends, armed: None };
         self.clients.insert(number, client);
         self.unanswered += 1;
         self.arm(number);
     }
 
-    /// Takes a response with this topmost branch; `false` when it belongs to no transaction.
-    pub fn response(&mut self, now: Mono, branch: &str, code: u16) -> bool {
+    /// Takes a response with this topmost branch.
+    pub fn response(&mut self, now: Mono, branch: &str, code: u16) -> Taken {
         let Some((number, client)) =
             number(branch).and_then(|n| self.clients.get_mut(&n).map(|client| (n, client)))
         else {
-            return false;
+            return Taken::Stray;
         };
+        let asker = client.asker;
         if client.state == State::Completed {
-            return true;
+            return Taken::Absorbed(asker);
         }
         if code < 200 {
             client.state = State::Proceeding;
@@ -89,25 +125,30 @@ impl Clients {
             }
         }
         self.arm(number);
-        true
+        if code < 200 { Taken::Absorbed(asker) } else { Taken::Final(asker) }
     }
 
-    /// What has to be sent again by now.
-    pub fn timeout(&mut self, now: Mono, resend: &mut Vec<(Flow, Bytes)>) {
+    /// What has to be sent again, or is given up, by now.
+    pub fn timeout(&mut self, now: Mono) -> Due {
+        let mut due = Due::default();
         while let Some(number) = self.timers.pop(now) {
             let Some(client) = self.clients.get_mut(&number) else { continue };
             if client.ends <= now {
-                self.unanswered -= usize::from(client.state != State::Completed);
+                if client.state != State::Completed {
+                    self.unanswered -= 1;
+                    due.given_up.push(client.asker);
+                }
                 self.clients.remove(&number);
                 continue;
             }
             if let Some((at, interval)) = client.retransmit.filter(|(at, _)| *at <= now) {
                 debug_assert!(at <= now);
-                resend.push((client.flow, client.bytes.clone()));
+                due.resend.push((client.flow, client.bytes.clone()));
                 client.retransmit = Some((now + interval, (interval * 2).min(T2)));
             }
             self.arm(number);
         }
+        due
     }
 
     pub fn next(&self) -> Option<Mono> {
@@ -130,6 +171,9 @@ impl Clients {
 mod tests {
     use super::*;
 
+    const ASKER: Asker =
+        Asker { key: RecordingKey { reactor: 0, slot: 3, generation: 1 }, purpose: Purpose::Bye };
+
     fn begin(transport: Transport) -> Clients {
         let flow = Flow {
             reactor: 0,
@@ -140,16 +184,15 @@ mod tests {
             connection: None,
         };
         let mut clients = Clients::new();
-        clients.begin(Mono(0), 0xab, flow, Bytes::from_static(b"BYE"));
+        clients.begin(Mono(0), 0xab, ASKER, flow, Bytes::from_static(b"BYE"));
         clients
     }
 
     fn repeats(clients: &mut Clients) -> (Vec<u64>, u64) {
         let (mut times, mut last) = (Vec::new(), Mono(0));
         while let Some(at) = clients.next() {
-            let mut resend = Vec::new();
-            clients.timeout(at, &mut resend);
-            times.extend(resend.iter().map(|_| at.0 / 1_000_000));
+            let due = clients.timeout(at);
+            times.extend(due.resend.iter().map(|_| at.0 / 1_000_000));
             last = at;
         }
         assert_eq!((clients.unanswered(), clients.clients.len()), (0, 0));
@@ -164,21 +207,31 @@ mod tests {
     }
 
     #[test]
+    fn who_asked_is_told_that_nobody_answered() {
+        let mut clients = begin(Transport::Tcp);
+        assert_eq!(clients.timeout(Mono(0) + TRANSACTION_TIMEOUT).given_up, [ASKER]);
+        let mut clients = begin(Transport::Tcp);
+        clients.response(Mono(0), &branch(0xab), 200);
+        assert_eq!(clients.timeout(Mono(0) + TRANSACTION_TIMEOUT).given_up, []);
+    }
+
+    #[test]
     fn a_final_response_ends_it_and_timer_k_absorbs_its_copies() {
         let mut clients = begin(Transport::Udp);
-        assert!(!clients.response(Mono(0), "z9hG4bK00000000000000ac", 200), "another branch");
-        assert!(!clients.response(Mono(0), "00000000000000ab", 200), "no branch of ours");
-        assert!(clients.response(Mono(0), &branch(0xab), 200));
+        for stranger in ["z9hG4bK00000000000000ac", "00000000000000ab"] {
+            assert_eq!(clients.response(Mono(0), stranger, 200), Taken::Stray);
+        }
+        assert_eq!(clients.response(Mono(0), &branch(0xab), 200), Taken::Final(ASKER));
         assert_eq!(clients.unanswered(), 0);
-        assert!(clients.response(Mono(1), &branch(0xab), 200));
+        assert_eq!(clients.response(Mono(1), &branch(0xab), 200), Taken::Absorbed(ASKER));
         assert_eq!(repeats(&mut clients), (vec![], 5_000));
-        assert!(!clients.response(Mono(1), &branch(0xab), 200));
+        assert_eq!(clients.response(Mono(1), &branch(0xab), 200), Taken::Stray);
     }
 
     #[test]
     fn a_provisional_response_slows_it_down() {
         let mut clients = begin(Transport::Udp);
-        assert!(clients.response(Mono(0), &branch(0xab), 100));
+        assert_eq!(clients.response(Mono(0), &branch(0xab), 100), Taken::Absorbed(ASKER));
         assert_eq!(
             repeats(&mut clients),
             (vec![4_000, 8_000, 12_000, 16_000, 20_000, 24_000, 28_000], 32_000)

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Flow, Transport, client, contact_host};
-use crate::proto::sip::{Checked, Message, NameAddr, SipUri, request};
+use crate::proto::sip::{Checked, Message, NameAddr, RequestBuilder, SipUri, request};
 
 #[derive(Debug)]
 pub struct Dialog {
@@ -63,8 +63,15 @@ impl Dialog {
         }
     }
 
-    /// Our BYE, and where it goes (§12.2.1.1). `flow` is that of the dialog's newest request; `branch` a new number.
-    pub fn bye(&mut self, flow: Flow, branch: u64, product: &str) -> (Flow, Bytes) {
+    /// A request of ours, and where it goes (§12.2.1.1). `flow` is that of the dialog's newest request; `branch` a new
+    /// number; `fields` adds what this method needs.
+    pub fn request(
+        &mut self,
+        method: &str,
+        flow: Flow,
+        branch: u64,
+        fields: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> (Flow, Bytes) {
         self.local_cseq += 1;
         let (uri, routes) = self.request_uri_and_routes();
         let transport = match flow.transport {
@@ -76,18 +83,16 @@ impl Dialog {
             contact_host(flow.local),
             client::branch(branch)
         );
-        let mut bye = request("BYE", uri).header("Via", via).header("Max-Forwards", "70");
+        let mut request = request(method, uri).header("Via", via).header("Max-Forwards", "70");
         for route in &routes {
-            bye = bye.header("Route", route);
+            request = request.header("Route", route);
         }
-        let bytes = bye
+        let request = request
             .header("From", format!("<{}>;tag={}", self.local_uri, self.local_tag))
             .header("To", self.remote())
             .header("Call-ID", &self.call_id)
-            .header("CSeq", format!("{} BYE", self.local_cseq))
-            .header("User-Agent", product)
-            .finish();
-        (self.destination(flow), bytes)
+            .header("CSeq", format!("{} {method}", self.local_cseq));
+        (self.destination(flow), fields(request).finish())
     }
 
     fn remote(&self) -> String {
@@ -118,8 +123,16 @@ impl Dialog {
         let first = self.routes.first().and_then(|route| NameAddr::parse(route.as_bytes()).ok());
         let peer = ip_literal(first.map_or(&self.target, |route| route.uri))
             .filter(|peer| peer.is_ipv4() == flow.local.is_ipv4() && !peer.ip().is_unspecified());
-        Flow { peer: peer.unwrap_or(flow.peer), ..flow }
+        Flow { peer: peer.map_or(flow.peer, |peer| on_link(peer, flow.peer)), ..flow }
     }
+}
+
+/// No URI names the zone of a link-local IPv6 address (RFC 6874 never came to SIP): it is the link of what came.
+fn on_link(mut address: SocketAddr, from: SocketAddr) -> SocketAddr {
+    if let (SocketAddr::V6(address), SocketAddr::V6(from)) = (&mut address, from) {
+        address.set_scope_id(from.scope_id());
+    }
+    address
 }
 
 /// `None` for a host name, and for a URI that asks for another transport than UDP.

@@ -3,6 +3,7 @@
 use rand::Rng;
 use std::time::Duration;
 
+use super::client::{Asker, Purpose};
 use super::content::content;
 use super::recording::Phase;
 use super::send::{Refusal, Request};
@@ -10,6 +11,7 @@ use super::{Close, Command, Flow, Notice, RecordingKey, Sessions};
 use crate::clock::{Mono, Now};
 use crate::counters::RefuseCause;
 use crate::limits::{BYE_GRACE, T2, TRANSACTIONS_BASE, TRANSACTIONS_PER_SESSION};
+use crate::proto::sip::RequestBuilder;
 
 /// The way to the end of the program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,8 +59,11 @@ impl Sessions {
         let branch = self.rng.random();
         let reachable = self.slots.get(key).is_some_and(|recording| self.reachable(recording.flow));
         if let Some(recording) = self.slots.get_mut(key).filter(|_| reachable) {
-            let (flow, bytes) = recording.dialog.bye(recording.flow, branch, &self.rules.product);
-            self.clients.begin(now.mono, branch, flow, bytes.clone());
+            let product = &self.rules.product;
+            let fields = |bye: RequestBuilder| bye.header("User-Agent", product);
+            let (flow, bytes) = recording.dialog.request("BYE", recording.flow, branch, fields);
+            let asker = Asker { key, purpose: Purpose::Bye };
+            self.clients.begin(now.mono, branch, asker, flow, bytes.clone());
             self.transmit(now, flow, bytes, Some(key), out);
         }
         self.end(now, key, cause, out);
@@ -72,7 +77,7 @@ impl Sessions {
         recording.session = changing.session;
         recording.attribute();
         let refusal = Refusal::new(487, RefuseCause::Cancelled, "the session ends");
-        self.refuse_pending(now, key, &changing.invite, &refusal, out);
+        self.refuse_pending(now, key, &changing.pending, &refusal, out);
     }
 
     fn end(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {

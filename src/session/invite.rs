@@ -10,7 +10,7 @@ use super::dialog::Dialog;
 use super::events::Events;
 use super::history::History;
 use super::id::{self, Id};
-use super::recording::{Changing, MediaSession, Opening, PendingInvite, Phase, Recording, Unacknowledged};
+use super::recording::{Changing, MediaSession, Opening, Pending, Phase, Recording, Unacknowledged};
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::{
     Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, SmallFile,
@@ -20,7 +20,7 @@ use crate::clock::{Mono, Now, Wall};
 use crate::counters::RefuseCause;
 use crate::limits::{OPEN_TIMEOUT, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
 use crate::proto::sdp::{self, AnswerOrigin, Offer};
-use crate::proto::sip::{HeaderName, NameAddr};
+use crate::proto::sip::{HeaderName, Method, NameAddr};
 
 /// A new recording session that can be had.
 struct Admitted {
@@ -111,7 +111,7 @@ impl Sessions {
         };
         let session = empty.renegotiated(&offer, &plans, pairs, address);
         let (tag, local_tag) = self.new_tag();
-        let ok = self.ok(request, &local_tag, &session.answer);
+        let ok = self.ok(request, &local_tag, Some(&session.answer));
         let trying = self.build(request.message, 100, None, request.flow).finish();
         let mut recording = Box::new(Recording {
             key,
@@ -216,7 +216,7 @@ impl Sessions {
         self.publish(key);
     }
 
-    /// An INVITE within the dialog (RFC 3261 §14.2).
+    /// An INVITE within the dialog (RFC 3261 §14.2), or an UPDATE (RFC 3311 §5.2).
     pub(super) fn reinvite(
         &mut self,
         now: Now,
@@ -224,22 +224,41 @@ impl Sessions {
         request: &Request,
         out: &mut Vec<Command>,
     ) {
-        let Some(recording) = self.slots.get_mut(key) else { return };
-        if matches!(recording.phase, Phase::Changing(_)) || request.transaction.is_none() {
-            let wait = self.rng.random_range(0..=10u8).to_string();
-            let refusal = Refusal::new(500, RefuseCause::Overload, "another INVITE is being answered");
-            return self.refuse(now, request, &refusal.field("Retry-After", wait), out);
-        }
-        recording.dialog.refresh(request.checked.contact);
         let content = match content(request.message, request.bytes) {
             Ok(content) => content,
             Err(error) => return self.refuse(now, request, &bad_content(error), out),
         };
+        if let Some(refusal) = self.glare(key, request, content.sdp.is_some()) {
+            return self.refuse(now, request, &refusal, out);
+        }
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        recording.dialog.refresh(request.checked.contact);
         self.file_metadata(request.at, key, content.metadata, out);
+        if request.checked.method == Method::Update && content.sdp.is_none() {
+            let ok = self.ok(request, request.checked.to_tag.unwrap_or_default(), None);
+            return self.respond(now, request, 200, ok, out);
+        }
         match self.renegotiate(key, content.sdp) {
             Ok(renegotiated) => self.change(now, key, request, renegotiated, out),
             Err(refusal) => self.refuse(now, request, &refusal, out),
         }
+    }
+
+    /// Why an INVITE or UPDATE has to come again later: another is still being answered. What changes no stream (metadata,
+    /// the session timer) may pass an INVITE in an UPDATE, but not another UPDATE (RFC 3311 §5.2).
+    fn glare(&mut self, key: RecordingKey, request: &Request, offers: bool) -> Option<Refusal> {
+        let before = match &self.slots.get(key)?.phase {
+            Phase::Changing(changing) => Some(changing.pending.method),
+            _ => None,
+        };
+        let passes = !offers && request.checked.method == Method::Update;
+        let waits = before.is_some_and(|method| method == Method::Update || !passes);
+        if !waits && request.transaction.is_some() {
+            return None;
+        }
+        let wait = self.rng.random_range(0..=10u8).to_string();
+        let refusal = Refusal::new(500, RefuseCause::Overload, "another offer is being answered");
+        Some(refusal.field("Retry-After", wait))
     }
 
     /// What the offer changes. Without an offer (updates of the metadata come so, RFC 8068) the 200 offers what holds
@@ -266,7 +285,8 @@ impl Sessions {
         Ok(Renegotiated { session: session.renegotiated(&offer, &plans, pairs, address), added, removed })
     }
 
-    /// Answers at once when no port is touched, else when the engine has done it.
+    /// Answers at once when no port is touched, else when the engine has done it. There is no 100 to an UPDATE, which a
+    /// proxy would have to hold back (RFC 4320 §4.1).
     fn change(
         &mut self,
         now: Now,
@@ -279,20 +299,22 @@ impl Sessions {
         let Some(source) = self.slots.get(key).map(|recording| recording.source) else { return };
         let address = self.media_address(source);
         let local_tag = request.checked.to_tag.unwrap_or_default();
-        let invite = pending(now, request, self.ok(request, local_tag, &session.answer));
+        let pending = pending(now, request, self.ok(request, local_tag, Some(&session.answer)));
         if added == 0 && removed.is_empty() {
             if let Some(recording) = self.slots.get_mut(key) {
                 recording.session = session;
                 recording.attribute();
             }
-            return self.accept(now, key, invite, out);
+            return self.accept(now, key, pending, out);
         }
-        let trying = self.build(request.message, 100, None, request.flow).finish();
-        self.respond(now, request, 100, trying, out);
+        if pending.method == Method::Invite {
+            let trying = self.build(request.message, 100, None, request.flow).finish();
+            self.respond(now, request, 100, trying, out);
+        }
         let add = session.open_streams(session.streams.len() - added, address);
         out.push(Command::Change(Box::new(Change { key, add, remove: removed.clone() })));
         if let Some(recording) = self.slots.get_mut(key) {
-            recording.phase = Phase::Changing(Box::new(Changing { invite, session, removed }));
+            recording.phase = Phase::Changing(Box::new(Changing { pending, session, removed }));
         }
         self.publish(key);
     }
@@ -307,7 +329,7 @@ impl Sessions {
         }
         recording.session = changing.session;
         recording.attribute();
-        self.accept(now, key, changing.invite, out);
+        self.accept(now, key, changing.pending, out);
     }
 
     /// As if the re-INVITE had never been (RFC 3261 §14.2).
@@ -324,14 +346,17 @@ impl Sessions {
         for pair in changing.session.streams[known..].iter().filter_map(|stream| stream.ports) {
             self.ports.give(now.mono, pair);
         }
-        self.refuse_pending(now, key, &changing.invite, &refusal_of(failure, RefuseCause::OpenFailed), out);
+        self.refuse_pending(now, key, &changing.pending, &refusal_of(failure, RefuseCause::OpenFailed), out);
         self.publish(key);
     }
 
-    /// Sends the 200, now and until its ACK comes. A 200 that still waited for its own is as good as acknowledged: the
-    /// SRC would not have gone on without it.
-    fn accept(&mut self, now: Now, key: RecordingKey, invite: PendingInvite, out: &mut Vec<Command>) {
+    /// Sends the 200; that of an INVITE until its ACK comes. A 200 that still waited for its own is as good as
+    /// acknowledged: the SRC would not have gone on without it.
+    fn accept(&mut self, now: Now, key: RecordingKey, invite: Pending, out: &mut Vec<Command>) {
         self.respond_pending(now, key, &invite, 200, invite.ok.clone(), out);
+        if invite.method == Method::Update {
+            return self.publish(key);
+        }
         let Some(recording) = self.slots.get_mut(key) else { return };
         let before = recording.unacknowledged.replace(Unacknowledged {
             transaction: invite.transaction,
@@ -349,18 +374,17 @@ impl Sessions {
         self.publish(key);
     }
 
-    fn ok(&self, request: &Request, local_tag: &str, answer: &[u8]) -> Bytes {
-        let local = request.flow.local;
-        let transport = match request.flow.transport {
-            Transport::Udp => "",
-            Transport::Tcp => ";transport=tcp",
-        };
-        self.build(request.message, 200, Some(local_tag), request.flow)
+    /// The 200 to an INVITE or UPDATE. Only an UPDATE without an offer has no answer.
+    fn ok(&self, request: &Request, local_tag: &str, answer: Option<&[u8]>) -> Bytes {
+        let ok = self
+            .build(request.message, 200, Some(local_tag), request.flow)
             .record_routes(request.message)
-            .header("Contact", format!("<sip:sipreel@{}{transport}>;+sip.srs", contact_host(local)))
-            .header("Allow", ALLOW)
-            .body("application/sdp", answer)
-            .finish()
+            .header("Contact", contact(request.flow))
+            .header("Allow", ALLOW);
+        match answer {
+            Some(answer) => ok.body("application/sdp", answer).finish(),
+            None => ok.finish(),
+        }
     }
 
     /// A tag that no other dialog has.
@@ -414,10 +438,20 @@ impl Sessions {
     }
 }
 
-fn pending(now: Now, request: &Request, ok: Bytes) -> PendingInvite {
+/// What every SRS has in its Contact (RFC 7866 §6.2).
+pub fn contact(flow: Flow) -> String {
+    let transport = match flow.transport {
+        Transport::Udp => "",
+        Transport::Tcp => ";transport=tcp",
+    };
+    format!("<sip:sipreel@{}{transport}>;+sip.srs", contact_host(flow.local))
+}
+
+fn pending(now: Now, request: &Request, ok: Bytes) -> Pending {
     // The set-up time begins when the kernel had the INVITE.
     let waited = now.wall.0.saturating_sub(request.at.0);
-    PendingInvite {
+    Pending {
+        method: request.checked.method,
         transaction: request.transaction,
         request: request.bytes.clone(),
         flow: request.flow,
@@ -440,7 +474,7 @@ fn is_recording_session(request: &Request, content: &Content) -> bool {
     siprec || !content.metadata.is_empty() || request.checked.contact.is_some_and(feature)
 }
 
-fn bad_content(error: ContentError) -> Refusal {
+pub fn bad_content(error: ContentError) -> Refusal {
     match error {
         ContentError::Multipart(error) => Refusal::new(400, RefuseCause::BadRequest, error.to_string()),
         ContentError::UnsupportedType => {

@@ -381,11 +381,13 @@ impl Sessions {
         for response in resend {
             self.resend(now, response, out);
         }
-        let mut requests = Vec::new();
-        self.clients.timeout(now.mono, &mut requests);
-        for (flow, bytes) in requests {
+        let due = self.clients.timeout(now.mono);
+        for (flow, bytes) in due.resend {
             self.counters.retransmissions_sent.add(1);
             out.push(Command::Send { flow, bytes });
+        }
+        for asker in due.given_up {
+            self.unanswered(now, asker, out);
         }
         self.drain_timeout(now, out);
         self.gauge();

@@ -17,6 +17,7 @@ use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
 use crate::proto::manifest::{self, Event, EventKind, Manifest};
 use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
+use crate::proto::sip::Method;
 
 #[derive(Debug)]
 pub struct Recording {
@@ -50,14 +51,14 @@ pub enum Phase {
     /// The INVITE has been refused meanwhile. What is being made is closed as soon as it is there.
     Abandoned,
     Established,
-    /// A re-INVITE waits for its streams.
+    /// A re-INVITE or UPDATE waits for its streams.
     Changing(Box<Changing>),
     Closing,
 }
 
 #[derive(Debug)]
 pub struct Opening {
-    pub invite: PendingInvite,
+    pub invite: Pending,
     /// Messages since `Command::Open`.
     pub signals: Vec<Signal>,
     pub deadline: Mono,
@@ -65,16 +66,17 @@ pub struct Opening {
 
 #[derive(Debug)]
 pub struct Changing {
-    pub invite: PendingInvite,
+    pub pending: Pending,
     /// What holds when the streams are armed.
     pub session: MediaSession,
     /// Streams whose ports come back then.
     pub removed: Vec<u8>,
 }
 
-/// An INVITE without a final response, and the 200 that is ready for it.
+/// An INVITE or UPDATE without a final response, and the 200 that is ready for it.
 #[derive(Debug)]
-pub struct PendingInvite {
+pub struct Pending {
+    pub method: Method,
     pub transaction: Option<TransactionId>,
     pub request: Bytes,
     /// Where it came from, and where its responses go.

@@ -1,9 +1,10 @@
 //! Every message that comes in: to its transaction, to its dialog, to what it asks for.
 
 use bytes::Bytes;
-use std::net::SocketAddr;
 
-use super::content::content;
+use super::client::{Asker, Purpose, Taken};
+use super::content::{ContentError, content};
+use super::invite::bad_content;
 use super::recording::Phase;
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::transaction::{Acknowledged, Identity, TransactionId};
@@ -33,17 +34,37 @@ impl Sessions {
                 None => self.counters.malformed.add(1),
             },
             Ok(message) => match message.start() {
-                Start::Response { code, .. } => self.response(now, &message, code),
+                Start::Response { code, .. } => {
+                    let signal = Signal { at, received: true, flow, bytes: bytes.clone() };
+                    self.response(now, &message, code, signal, out)
+                }
                 Start::Request { .. } => self.request(now, &message, flow, bytes, at, out),
             },
         }
     }
 
-    fn response(&mut self, now: Now, message: &Message, code: u16) {
+    fn response(&mut self, now: Now, message: &Message, code: u16, signal: Signal, out: &mut Vec<Command>) {
         let branch = message.via().ok().and_then(|via| via.branch).unwrap_or_default();
-        if !self.clients.response(now.mono, branch, code) {
-            self.counters.stray.add(1);
+        match self.clients.response(now.mono, branch, code) {
+            Taken::Stray => self.counters.stray.add(1),
+            Taken::Absorbed(asker) => self.signal(asker.key, signal, out),
+            Taken::Final(asker) => {
+                self.signal(asker.key, signal, out);
+                self.answered(asker, code);
+            }
         }
+    }
+
+    /// The final response to a request of ours.
+    fn answered(&mut self, asker: Asker, _code: u16) {
+        match asker.purpose {
+            Purpose::Bye => {}
+        }
+    }
+
+    /// No final response came to a request of ours: as good as 408 (RFC 3261 §8.1.3.1).
+    pub(super) fn unanswered(&mut self, _now: Now, asker: Asker, _out: &mut Vec<Command>) {
+        self.answered(asker, 408);
     }
 
     /// 400, or 505, without a transaction: what is wrong may be what would have named it.
@@ -98,9 +119,9 @@ impl Sessions {
             (None, _) => {
                 let merged = self.begin(&mut request, identity);
                 self.note_received(&request, out);
-                match merged {
-                    Some(refusal) => self.refuse(now, &request, &refusal, out),
-                    None => self.dispatch(now, &request, out),
+                match inspect(&request, merged) {
+                    Err(refusal) => self.refuse(now, &request, &refusal, out),
+                    Ok(()) => self.dispatch(now, &request, out),
                 }
             }
         }
@@ -131,8 +152,8 @@ impl Sessions {
         }
     }
 
-    /// Gives the request its transaction, if there is room. `Some`: it came over another way before (RFC 3261 §8.2.2.2).
-    fn begin(&mut self, request: &mut Request, identity: Identity) -> Option<Refusal> {
+    /// Gives the request its transaction, if there is room. `true`: it came over another way before.
+    fn begin(&mut self, request: &mut Request, identity: Identity) -> bool {
         let method = request.checked.method;
         let merge = self.fingerprint.merge(&request.checked).filter(|_| method != Method::Cancel);
         let merged = self.transactions.merged(merge);
@@ -143,28 +164,17 @@ impl Sessions {
         if let (Some(id), Some(owner)) = (request.transaction, request.owner) {
             self.transactions.own(id, owner);
         }
-        merged.then(|| Refusal::new(482, RefuseCause::BadRequest, "the same request over another way"))
+        merged
     }
 
     fn dispatch(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
-        let method = request.checked.method;
-        if !matches!(method, Method::Invite | Method::Bye | Method::Cancel | Method::Options) {
-            return self.answer(now, request, 405, &[("Allow", ALLOW)], out);
-        }
-        if method == Method::Cancel {
-            return self.cancel(now, request, out);
-        }
-        if request.checked.to_tag.is_some() && request.owner.is_none() {
-            return self.unknown_dialog(now, request, out);
-        }
-        if let Some(refusal) = unknown_extensions(request.message) {
-            return self.refuse(now, request, &refusal, out);
-        }
-        match (method, request.owner) {
+        match (request.checked.method, request.owner) {
+            (Method::Cancel, _) => self.cancel(now, request, out),
             (_, Some(key)) => self.in_dialog(now, key, request, out),
+            (_, None) if request.checked.to_tag.is_some() => self.unknown_dialog(now, request, out),
             (Method::Invite, None) => self.invite(now, request, out),
             (Method::Options, None) => self.options(now, request, out),
-            // A BYE without a To tag is in no dialog.
+            // BYE, UPDATE, INFO and PRACK without a To tag are in no dialog.
             (_, None) => self.unknown_dialog(now, request, out),
         }
     }
@@ -178,10 +188,28 @@ impl Sessions {
         }
         recording.flow = request.flow;
         match request.checked.method {
-            Method::Invite => self.reinvite(now, key, request, out),
+            Method::Invite | Method::Update => self.reinvite(now, key, request, out),
             Method::Bye => self.bye(now, key, request, out),
+            Method::Info => self.info(now, key, request, out),
+            // We send no reliable provisional response that it could be for (RFC 3262 §3).
+            Method::Prack => self.unknown_dialog(now, request, out),
             _ => self.describe(now, request, out),
         }
+    }
+
+    /// Metadata is taken from INFO too. What else comes so (DTMF, mostly) is in the pcap, and no reason for a refusal.
+    fn info(&mut self, now: Now, key: RecordingKey, request: &Request, out: &mut Vec<Command>) {
+        if request.message.other("Info-Package").is_some() {
+            // RFC 6086 §4.2.2: for a package that we did not ask for, and we ask for none.
+            let refusal = Refusal::new(469, RefuseCause::BadRequest, "no Info package is wanted");
+            return self.refuse(now, request, &refusal.field("Recv-Info", ""), out);
+        }
+        match content(request.message, request.bytes) {
+            Ok(content) => self.file_metadata(request.at, key, content.metadata, out),
+            Err(ContentError::UnsupportedType) => {}
+            Err(error) => return self.refuse(now, request, &bad_content(error), out),
+        }
+        self.answer(now, request, 200, &[], out);
     }
 
     fn unknown_dialog(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
@@ -259,24 +287,73 @@ impl Sessions {
     }
 }
 
+/// What RFC 3261 §8.2 asks of every request, in its order: the method, the Request-URI, whether it came before, what it
+/// requires. A CANCEL is never refused for what it requires (§8.2.2.3), and has the Request-URI of its INVITE.
+fn inspect(request: &Request, merged: bool) -> Result<(), Refusal> {
+    let Checked { method, to_tag, uri, .. } = request.checked;
+    method_is_known(method)?;
+    if method == Method::Cancel {
+        return Ok(());
+    }
+    uri_is_ours(uri)?;
+    if merged {
+        return Err(Refusal::new(482, RefuseCause::BadRequest, "the same request over another way"));
+    }
+    // 481 says more to a request in a dialog that there is not.
+    let nowhere = to_tag.is_some() && request.owner.is_none();
+    if nowhere { Ok(()) } else { extensions_are_known(request.message) }
+}
+
+/// 405 for methods that others do, 501 for those that nobody knows (RFC 3261 §21.4.6, §21.5.2).
+fn method_is_known(method: Method) -> Result<(), Refusal> {
+    use Method::{Ack, Bye, Cancel, Info, Invite, Options, Prack, Update};
+    let code = match method {
+        Invite | Ack | Bye | Cancel | Options | Update | Info | Prack => return Ok(()),
+        Method::Other => 501,
+        _ => 405,
+    };
+    Err(Refusal::new(code, RefuseCause::BadRequest, "method not done here").field("Allow", ALLOW))
+}
+
+/// RFC 3261 §8.2.2.1. A recorder is who its operator says: every `sip:` and `sips:` URI that gets here is meant for us, over
+/// whatever transport the last hop took, and so is every number (RFC 3966).
+fn uri_is_ours(uri: &str) -> Result<(), Refusal> {
+    let (scheme, rest) = uri.split_once(':').unwrap_or((uri, ""));
+    let is = |known: &str| scheme.eq_ignore_ascii_case(known);
+    if is("sip") || is("sips") {
+        return Ok(());
+    }
+    if !is("tel") {
+        return Err(Refusal::new(416, RefuseCause::BadUri, "neither sip, sips nor tel"));
+    }
+    match rest.split(';').next().is_some_and(|number| number.bytes().any(|b| b.is_ascii_digit())) {
+        true => Ok(()),
+        false => Err(Refusal::new(404, RefuseCause::BadUri, "a tel URI without a number")),
+    }
+}
+
 /// RFC 3261 §18.2.2: over the connection of the request; on UDP to where it came from when it asks so with `rport`
 /// (RFC 3581 §4), else to the port of its Via.
 fn reply_flow(flow: Flow, via: &Via) -> Flow {
     match (flow.transport, via.rport) {
         (Transport::Udp, Rport::Absent) => {
-            Flow { peer: SocketAddr::new(flow.peer.ip(), via.port.unwrap_or(5060)), ..flow }
+            // Not a new address: that of a link is nothing without its zone.
+            let mut peer = flow.peer;
+            peer.set_port(via.port.unwrap_or(5060));
+            Flow { peer, ..flow }
         }
         _ => flow,
     }
 }
 
 /// RFC 3261 §8.2.2.3
-fn unknown_extensions(message: &Message) -> Option<Refusal> {
+fn extensions_are_known(message: &Message) -> Result<(), Refusal> {
     let understood = |tag: &&str| UNDERSTOOD.iter().any(|known| known.eq_ignore_ascii_case(tag));
     let unknown: Vec<&str> = message.tokens(HeaderName::Require).filter(|tag| !understood(tag)).collect();
-    let refusal = || {
-        let list = unknown.join(", ");
-        Refusal::new(420, RefuseCause::BadExtension, format!("requires {list}")).field("Unsupported", list)
-    };
-    (!unknown.is_empty()).then(refusal)
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let list = unknown.join(", ");
+    let refusal = Refusal::new(420, RefuseCause::BadExtension, format!("requires {list}"));
+    Err(refusal.field("Unsupported", list))
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::borrow::Cow;
 
-use super::recording::{PendingInvite, Phase};
+use super::recording::{Pending, Phase};
 use super::transaction::{Resend, TransactionId};
 use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, Transport, id};
 use crate::clock::{Now, Wall};
@@ -11,7 +11,7 @@ use crate::counters::RefuseCause;
 use crate::limits::{RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
 use crate::proto::sip::{Checked, Message, Method, ResponseBuilder, response};
 
-pub const ALLOW: &str = "INVITE, ACK, BYE, CANCEL, OPTIONS";
+pub const ALLOW: &str = "INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE, INFO, PRACK";
 pub const ACCEPT: &str =
     "application/sdp, application/rs-metadata, application/rs-metadata+xml, multipart/mixed";
 
@@ -118,41 +118,41 @@ impl Sessions {
         self.respond(now, request, refusal.code, bytes, out);
     }
 
-    /// The final response to an INVITE that had to wait and is refused after all.
+    /// The final response to an INVITE or UPDATE that had to wait and is refused after all.
     pub(super) fn refuse_pending(
         &mut self,
         now: Now,
         key: RecordingKey,
-        invite: &PendingInvite,
+        pending: &Pending,
         refusal: &Refusal,
         out: &mut Vec<Command>,
     ) {
-        let parsed = match invite.flow.transport {
-            Transport::Udp => Message::parse_datagram(&invite.request),
-            Transport::Tcp => Message::parse_framed(&invite.request),
+        let parsed = match pending.flow.transport {
+            Transport::Udp => Message::parse_datagram(&pending.request),
+            Transport::Tcp => Message::parse_framed(&pending.request),
         };
         let (Ok(message), Some(recording)) = (parsed, self.slots.get(key)) else { return };
-        let response = self.build(&message, refusal.code, Some(&recording.dialog.local_tag), invite.flow);
+        let response = self.build(&message, refusal.code, Some(&recording.dialog.local_tag), pending.flow);
         let bytes = refusal.apply(response).finish();
         let (call_id, initial) = (recording.dialog.call_id.clone(), !recording.established());
-        self.note_refusal(refusal, &call_id, invite.flow, initial);
-        self.respond_pending(now, key, invite, refusal.code, bytes, out);
+        self.note_refusal(refusal, &call_id, pending.flow, initial);
+        self.respond_pending(now, key, pending, refusal.code, bytes, out);
     }
 
     pub(super) fn respond_pending(
         &mut self,
         now: Now,
         key: RecordingKey,
-        invite: &PendingInvite,
+        pending: &Pending,
         code: u16,
         bytes: Bytes,
         out: &mut Vec<Command>,
     ) {
         self.count_response(code);
-        if let Some(id) = invite.transaction {
+        if let Some(id) = pending.transaction {
             self.transactions.respond(now.mono, id, code, bytes.clone());
         }
-        self.transmit(now, invite.reply, bytes, Some(key), out);
+        self.transmit(now, pending.reply, bytes, Some(key), out);
     }
 
     pub(super) fn respond(

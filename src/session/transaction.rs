@@ -3,10 +3,10 @@
 //! ```text
 //! INVITE      Proceeding ─2xx─▶ Accepted ───────────────timer L─▶ gone     the 2xx is repeated by the session (§13.3.1.4)
 //!                 └──3xx…6xx──▶ Completed ─ACK─▶ Confirmed ─I───▶ gone     repeated here (timer G) until ACK or timer H
-//! others      ──final response─▶ Completed ─────────────timer J─▶ gone
+//! others      Proceeding ─final response─▶ Completed ─────────────timer J─▶ gone
 //! ```
 //!
-//! A request that is not an INVITE is answered in the turn in which it comes, so it has no state before Completed.
+//! A request that is not an INVITE has no provisional response here; an UPDATE that changes streams waits in Proceeding.
 
 use bytes::Bytes;
 use rand::Rng;

@@ -155,16 +155,19 @@ fn requests_outside_of_every_dialog() {
         assert_eq!(options.code(), 200);
         assert!(options.header("Allow").unwrap().contains("INVITE"));
         assert!(options.header("Accept").unwrap().contains("multipart/mixed"));
-        for method in ["MESSAGE", "REGISTER", "SUBSCRIBE", "NEWMETHOD"] {
+        for (method, code) in [("MESSAGE", 405), ("REGISTER", 405), ("SUBSCRIBE", 405), ("NEWMETHOD", 501)] {
             let refused = ask(method);
-            assert_eq!(refused.code(), 405, "{method}");
+            assert_eq!(refused.code(), code, "{method}");
             let allow = refused.header("Allow").unwrap();
             assert!(["INVITE", "ACK", "BYE", "CANCEL", "OPTIONS"].iter().all(|known| allow.contains(known)));
         }
         assert_eq!(ask("CANCEL").code(), 481);
     }
     let stats = recorder.stats();
-    assert_eq!(stats["sip"]["responses"]["405"], 8);
+    assert_eq!(
+        (&stats["sip"]["responses"]["405"], &stats["sip"]["responses"]["501"]),
+        (&6.into(), &2.into())
+    );
     assert_eq!(stats["sip"]["responses"]["481"], 4);
     assert_eq!(stats["sessions"]["total"], 0);
     recorder.stop();

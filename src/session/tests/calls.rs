@@ -31,7 +31,7 @@ fn a_call_over_udp() {
     let ok = only(&out);
     assert!(ok.starts_with("SIP/2.0 200 OK\r\n"), "{ok}");
     assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@192.0.2.10:5060>;+sip.srs"));
-    assert_eq!(field(&ok, "Allow"), Some("INVITE, ACK, BYE, CANCEL, OPTIONS"));
+    assert_eq!(field(&ok, "Allow"), Some("INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE, INFO, PRACK"));
     assert_eq!(field(&ok, "Server"), Some("sipreel/test"));
     assert_eq!(field(&ok, "Supported"), None);
     let sdp = body(&ok);
@@ -397,6 +397,32 @@ fn who_has_left_stays_in_the_manifest() {
     assert_eq!(names, ["Bob", "Carol"]);
     assert_eq!(manifest.streams[1].participants, ["srfBElmCRp2QB23b7Mpk0w==", "third"]);
     assert_eq!(manifest.metadata.len(), 2);
+}
+
+#[test]
+fn an_address_of_a_link_keeps_its_zone() {
+    let mut r = Recorder::new(4, 4);
+    let flow = Flow {
+        local: "[fe80::10%7]:5060".parse().unwrap(),
+        peer: "[fe80::1%7]:61000".parse().unwrap(),
+        ..udp()
+    };
+    let peers = |out: &[Command]| -> Vec<String> {
+        let peer = |command: &Command| match command {
+            Command::Send { flow, .. } => Some(flow.peer.to_string()),
+            _ => None,
+        };
+        out.iter().filter_map(peer).collect()
+    };
+    let link = |message: String| message.replace(";rport", "").replace("198.51.100.1:5070", "[fe80::1]:5070");
+    let out = r.receive(flow, link(invite("a")));
+    assert_eq!(peers(&out), ["[fe80::1%7]:5070"]);
+    let key = opened(&out).key;
+    let ok = only(&r.event(Event::Opened { key }));
+    assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@[fe80::10]:5060>;+sip.srs"));
+    // Our BYE goes to the Contact, which names no zone.
+    let out = r.event(Event::Drain { grace: Duration::ZERO });
+    assert_eq!(peers(&out), ["[fe80::1%7]:5070"]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod calls;
 mod changes;
 mod refusals;
 mod storm;
+mod updates;
 
 use bytes::Bytes;
 use rand::SeedableRng;
@@ -216,6 +217,14 @@ fn invite_with(call_id: &str, lines: &str, body: &str) -> String {
 
 fn reinvite(call_id: &str, tag: &str, cseq: u32, sdp: &str) -> String {
     message("INVITE", call_id, tag, cseq, &format!("{SRC}Content-Type: application/sdp\n"), &crlf(sdp))
+}
+
+/// An UPDATE without a body, of metadata, or of SDP.
+fn update(call_id: &str, tag: &str, cseq: u32, content_type: &str, body: &str) -> String {
+    let kind =
+        if content_type.is_empty() { String::new() } else { format!("Content-Type: {content_type}\n") };
+    let lines = format!("Contact: <sip:src@198.51.100.1:5070>;+sip.src\n{kind}");
+    message("UPDATE", call_id, tag, cseq, &lines, &crlf(body))
 }
 
 fn ack(call_id: &str, tag: &str, cseq: u32) -> String {

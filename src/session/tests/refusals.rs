@@ -19,23 +19,57 @@ fn assert_code(response: &str, code: u16) {
 #[test]
 fn methods_that_are_not_done() {
     let mut r = Recorder::new(2, 2);
-    for method in ["UPDATE", "INFO", "PRACK", "REGISTER", "MESSAGE", "FOO"] {
+    let methods = ["REGISTER", "MESSAGE", "NOTIFY", "SUBSCRIBE", "REFER", "PUBLISH", "FOO", "invite"];
+    for (number, method) in methods.into_iter().enumerate() {
         let response = refuse(&mut r, message(method, method, "", 1, "", ""));
-        assert_code(&response, 405);
-        assert_eq!(field(&response, "Allow"), Some("INVITE, ACK, BYE, CANCEL, OPTIONS"));
+        assert_code(&response, if number < 6 { 405 } else { 501 });
+        assert_eq!(field(&response, "Allow"), Some("INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE, INFO, PRACK"));
     }
-    assert_eq!(r.counters.responses[405].get(), 6);
+    assert_eq!((r.counters.responses[405].get(), r.counters.responses[501].get()), (6, 2));
     r.assert_whole();
+}
+
+#[test]
+fn methods_of_a_dialog_without_one() {
+    let mut r = Recorder::new(2, 2);
+    for method in ["BYE", "UPDATE", "INFO", "PRACK"] {
+        assert_code(&refuse(&mut r, message(method, method, "", 1, "", "")), 481);
+        assert_code(&refuse(&mut r, message(method, method, "0123456789abcdef", 2, "", "")), 481);
+    }
+    r.assert_whole();
+}
+
+#[test]
+fn request_uris() {
+    let mut r = Recorder::new(4, 4);
+    let to = |uri: &str, id: &str| invite(id).replacen("sip:srs@192.0.2.10", uri, 1);
+    for (number, uri) in
+        ["http://192.0.2.10", "urn:service:sos", "im:srs@192.0.2.10", "sipx:srs"].into_iter().enumerate()
+    {
+        let response = refuse(&mut r, to(uri, &format!("r{number}")));
+        assert_code(&response, 416);
+    }
+    assert_code(&refuse(&mut r, to("tel:;phone-context=x", "t")), 404);
+    assert_eq!(r.refused(RefuseCause::BadUri), 5);
+    for (number, uri) in
+        ["SIPS:srs@192.0.2.10", "tel:+1-201-555-0123", "sip:anybody@elsewhere.example.com;transport=tcp"]
+            .into_iter()
+            .enumerate()
+    {
+        assert_eq!(codes(&r.udp(to(uri, &format!("a{number}")))), [100], "{uri}");
+    }
 }
 
 #[test]
 fn a_method_that_is_not_done_in_a_dialog_leaves_it() {
     let mut r = Recorder::new(2, 2);
     let (key, tag) = r.call("a");
-    let out = r.udp(message("UPDATE", "a", &tag, 2, "Content-Type: application/rs-metadata\n", METADATA));
+    let out = r.udp(message("MESSAGE", "a", &tag, 2, "Content-Type: text/plain\n", "hello"));
     assert_eq!((kinds(&out), codes(&out)), (vec!["Signal", "Signal", "Send"], vec![405]));
-    assert_eq!(codes(&r.udp(message("OPTIONS", "a", &tag, 3, "", ""))), [200]);
-    assert_eq!(codes(&r.udp(bye("a", &tag, 4))), [200]);
+    // There is no provisional response that it could acknowledge (RFC 3262 §3).
+    assert_eq!(codes(&r.udp(message("PRACK", "a", &tag, 3, "RAck: 1 1 INVITE\n", ""))), [481]);
+    assert_eq!(codes(&r.udp(message("OPTIONS", "a", &tag, 4, "", ""))), [200]);
+    assert_eq!(codes(&r.udp(bye("a", &tag, 5))), [200]);
     r.event(Event::Closed { key });
     r.assert_whole();
 }
