@@ -16,19 +16,27 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDER_IP = "10.99.0.2"
-SIP = f"{RECORDER_IP}:5060"
 INTERFACE = "lab0"
-FIRST_PORT = 20_000
+SIP_PORT = 5_060
+SIP = f"{RECORDER_IP}:{SIP_PORT}"
+"""Of the media: where the recorder's own default begins, unless that leaves too few."""
+USUAL_FIRST_PORT, LOWEST_FIRST_PORT = 20_000, SIP_PORT + 2
 """Packets a second of a stream: 20 ms each."""
 STREAM_RATE = 50
 """The recorder's core and the generator's, which also has whatever watches."""
 RECORDER_CPU, LOAD_CPU = 0, 1
 TICK = 1.0 / os.sysconf("SC_CLK_TCK")
-PAGE_SAMPLES = 0.1
+"""Seconds between two looks at a process: for a short run, and for one of a minute or longer. Looking costs time on the load's core."""
+SAMPLES = (0.1, 0.5)
 
 
 class Failure(Exception):
     """Something could not be done; the text says what, to what, and what to change."""
+
+
+def first_port(streams):
+    """The lowest media port for so many streams, two ports each."""
+    return USUAL_FIRST_PORT if streams <= (65_536 - USUAL_FIRST_PORT) // 2 else LOWEST_FIRST_PORT
 
 
 def installed(program):
@@ -84,7 +92,7 @@ class Lab:
         hook = f'type filter hook ingress device "{INTERFACE}" priority 0; policy accept;'
         rules = f"table netdev perf {{ chain media {{\n{hook}\n"
         # A large INVITE comes in fragments, and all but the first have anything where a port would be.
-        rules += f"ip frag-off & 0x1fff != 0 accept;\nudp dport {FIRST_PORT}-65535 drop;\n}}\n}}\n"
+        rules += f"ip frag-off & 0x1fff != 0 accept;\nudp dport {LOWEST_FIRST_PORT}-65535 drop;\n}}\n}}\n"
         nft = installed("nft")
         if nft is None:
             raise Failure("nft is not installed (Debian package nftables)")
@@ -196,11 +204,12 @@ def interface_counts(text):
 
 
 class Sampler(threading.Thread):
-    """Looks at a process, the machine and the wire ten times a second."""
+    """Looks at a process, the machine and the wire again and again, some hundred times in a run of `duration` seconds."""
 
-    def __init__(self, pid):
+    def __init__(self, pid, duration=0):
         super().__init__(daemon=True)
         self.pid = pid
+        self.period = min(max(duration / 100, SAMPLES[0]), SAMPLES[1])
         self.samples = []
         self.peak_memory = 0
         self.done = threading.Event()
@@ -211,7 +220,7 @@ class Sampler(threading.Thread):
         return Sample(time.monotonic(), process_cpu(self.pid), busy, packets, received)
 
     def run(self):
-        while not self.done.wait(PAGE_SAMPLES):
+        while not self.done.wait(self.period):
             try:
                 self.samples.append(self.sample())
                 self.peak_memory = max(self.peak_memory, peak_memory(self.pid))
@@ -271,7 +280,7 @@ def steady(samples, rate):
     for before, after in zip(samples, samples[1:]):
         if after.packets - before.packets >= 0.9 * rate * (after.at - before.at):
             fast.append((before, after))
-    if fast and fast[-1][1].at - fast[0][0].at >= 5 * PAGE_SAMPLES:
+    if fast and fast[-1][1].at - fast[0][0].at >= 5 * SAMPLES[0]:
         return fast[0][0], fast[-1][1], True
     total = samples[-1].packets - samples[0].packets
     middle = [s for s in samples if 0.1 * total <= s.packets - samples[0].packets <= 0.9 * total]
@@ -308,7 +317,7 @@ def sipreel_command(lab, directory, recordings, streams, kind, form):
     """One reactor on the recorder's core. `kind`: sockets, steered, xdp, or None for a build that has only sockets."""
     command = [directory / "sipreel", "record", "--cores", cpu(RECORDER_CPU), "--format", form]
     command += ["--sip-udp", SIP, "--sip-tcp", "none", "--media-ip", RECORDER_IP]
-    command += ["--media-ports", f"{FIRST_PORT}-{FIRST_PORT + 2 * streams - 1}", "--dir", recordings / "recordings"]
+    command += ["--media-ports", f"{first_port(streams)}-{first_port(streams) + 2 * streams - 1}", "--dir", recordings / "recordings"]
     command += ["--stats-socket", recordings / "stats.sock", "--log-format", "json"]
     # Two streams a call: no more recordings, and no more memory for them.
     command += ["--max-sessions", str(max(1, streams // 2))]

@@ -105,6 +105,16 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
 
+/// What the README begins with.
+#[test]
+fn the_demo_proves_its_recordings() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = sipreel(&["demo", "--dir", dir.path().to_str().unwrap()]);
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}{}", text(&output.stderr));
+    assert!(said.contains("Every packet has been read back") && said.contains("wireshark /"), "{said}");
+}
+
 #[test]
 fn from_start_to_end() {
     let mut recorder = Recorder::start("51000-51019");

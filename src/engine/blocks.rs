@@ -9,9 +9,11 @@ pub struct Pool {
     total: usize,
 }
 
-/// Blocks of a reactor that can have so many files open: one for each, and some to spare.
-pub fn wanted(files: usize, size: usize) -> usize {
-    files + (limits::SPARE_BYTES + files * limits::SPARE_BYTES_PER_FILE) / size
+/// Blocks of a reactor that can have so many files open: one for each, and some to spare. `lent`: streams of other reactors'
+/// recordings may come to it.
+pub fn wanted(files: usize, size: usize, lent: bool) -> usize {
+    let guests = if lent { files * limits::BLOCKS_PER_FILE_LENT } else { 0 };
+    files + (limits::SPARE_BYTES + files * limits::SPARE_BYTES_PER_FILE) / size + guests
 }
 
 impl Pool {

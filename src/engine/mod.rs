@@ -216,6 +216,8 @@ impl Recorder {
             ));
         }
 
+        enough_memory(&files, settings, media.kind)?;
+
         let (events, incoming) = bounded(limits::EVENTS_MAX);
         let (jobs, job_queue) = bounded(limits::DIRECTORY_JOBS_MAX);
         let (commits, commit_queue) = bounded(limits::COMMITS_MAX);
@@ -485,8 +487,8 @@ impl Parts {
         let files =
             Files::new(self.index, sockets as u32, self.files, self.write_latency, self.counters.clone());
         let neighbours = Neighbours::new(self.index, self.neighbours);
-        let lent = if neighbours.is_empty() { 0 } else { self.files * limits::BLOCKS_PER_FILE_LENT };
-        let pool = Pool::new(blocks::wanted(self.files, self.block_size) + lent, self.block_size)?;
+        let pool =
+            Pool::new(blocks::wanted(self.files, self.block_size, !neighbours.is_empty()), self.block_size)?;
         let storage = Storage { files, pool, direct: self.direct, flush_interval: self.flush_interval };
         let recordings = Recordings::new(
             media.ports(),
@@ -544,6 +546,23 @@ fn spawn<T: Send + 'static>(
         .name(name.to_owned())
         .spawn(work)
         .map_err(|e| StartError(format!("cannot start the {name} thread ({e}): raise the limit of tasks")))
+}
+
+/// The blocks of all reactors fit into memory. Asked before they are populated: by then the kernel may end some process instead of
+/// refusing. Where it does not tell, it is tried.
+fn enough_memory(files: &[usize], settings: &Settings, kind: Kind) -> Result<(), StartError> {
+    let lent = kind == Kind::Xdp && files.len() > 1;
+    let blocks: usize = files.iter().map(|&files| blocks::wanted(files, settings.block_size, lent)).sum();
+    let needed = (blocks * settings.block_size) as u64;
+    match probe::memory_available() {
+        Some(available) if needed > available => Err(StartError(format!(
+            "{} MiB are needed for {blocks} write blocks, and {} MiB of memory are available: lower --max-sessions or --block-size, \
+             or free memory",
+            needed >> 20,
+            available >> 20
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The recordings directory exists and takes files. `true`: it takes direct writes of our alignment.

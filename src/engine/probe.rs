@@ -2,6 +2,7 @@
 //! file system's room.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -26,6 +27,23 @@ pub fn sk_lookup() -> io::Result<()> {
 pub fn af_xdp() -> io::Result<()> {
     Socket::new(Domain::from(libc::AF_XDP), Type::RAW.cloexec(), None)?;
     Program::pass(ProgramKind::Xdp).map(drop)
+}
+
+/// Bytes of memory that this process can still take: what the machine has to give, or its control group. `None`: the kernel
+/// does not tell.
+pub fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let machine = line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10;
+    Some(group_memory_available().map_or(machine, |group| group.min(machine)))
+}
+
+/// What the control group (version 2) leaves; `None` where it sets no limit.
+fn group_memory_available() -> Option<u64> {
+    let group = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let group = Path::new("/sys/fs/cgroup").join(group.trim().strip_prefix("0::/")?);
+    let number = |name: &str| fs::read_to_string(group.join(name)).ok()?.trim().parse::<u64>().ok();
+    Some(number("memory.max")?.saturating_sub(number("memory.current")?))
 }
 
 /// The kernel's opinion of its own clock.

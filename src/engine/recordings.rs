@@ -588,6 +588,7 @@ impl Recordings {
             return Ok(false);
         }
         let key = live.key;
+        self.read_shared_drops(media);
         if let Some(mut live) = self.take(slot) {
             live.note_shared_drops(self.shared_drops);
             self.jobs.send(match live.finished(&mut self.files, ring)? {
@@ -644,13 +645,17 @@ impl Recordings {
                 self.write(ring, slot, now.mono, false)?;
             }
         }
-        let drops = media.new_shared_drops();
-        self.shared_drops += drops;
-        self.counters.kernel_dropped.add(drops);
+        self.read_shared_drops(media);
         self.counters.blocks_used.set(self.pool.used() as u64);
         self.files.publish();
         self.jobs.flush();
         Ok(())
+    }
+
+    fn read_shared_drops(&mut self, media: &mut MediaSource) {
+        let drops = media.new_shared_drops();
+        self.shared_drops += drops;
+        self.counters.kernel_dropped.add(drops);
     }
 
     /// To those who send to the streams of a recording, as far as they are due.

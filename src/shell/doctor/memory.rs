@@ -18,7 +18,7 @@ fn blocks(host: &Host, wanted: &Wanted) -> Finding {
     };
     let cores = wanted.cores.len().max(1);
     let files = (wanted.streams() as usize).div_ceil(cores);
-    let count = (cores * blocks::wanted(files, BLOCK_SIZE)) as u64;
+    let count = (cores * blocks::wanted(files, BLOCK_SIZE, wanted.xdp() && cores > 1)) as u64;
     let need = (count * BLOCK_SIZE as u64) >> 20;
     let available = available >> 10;
     let found =
