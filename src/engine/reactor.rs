@@ -78,7 +78,7 @@ impl Outbox {
     /// Passes a SIP message on. `false`: there is no room for it. One of a stream is not sent again by its peer
     /// (RFC 3261 §17.1.1.2, §17.1.2.2), so it waits, behind those before it; up to [`limits::TCP_KEPT`].
     fn message(&mut self, flow: Flow, bytes: Bytes, at: Wall) -> bool {
-        let (length, stream) = (bytes.len(), flow.transport == Transport::Tcp);
+        let (length, stream) = (bytes.len(), flow.transport.reliable());
         let mut event = Event::Message { flow, bytes, at };
         if !stream || self.kept.is_empty() {
             match self.events.try_send(event) {
@@ -312,7 +312,7 @@ impl Reactor {
     fn send(&mut self, flow: &Flow, bytes: Bytes) {
         let sent = match flow.transport {
             Transport::Udp => self.udp.send(flow, &bytes),
-            Transport::Tcp => self.tcp.send(flow, bytes, &mut self.ring),
+            Transport::Tcp | Transport::Tls => self.tcp.send(flow, bytes, &mut self.ring),
         };
         match sent {
             Ok(()) => self.counters.sip_sent.add(1),
@@ -396,7 +396,7 @@ mod tests {
 
     fn flow(transport: Transport) -> Flow {
         let address = "192.0.2.1:5060".parse().unwrap();
-        let connection = (transport == Transport::Tcp).then_some(ConnectionKey { slot: 0, generation: 0 });
+        let connection = transport.reliable().then_some(ConnectionKey { slot: 0, generation: 0 });
         Flow { reactor: 0, transport, local: address, peer: address, listener: 0, connection }
     }
 

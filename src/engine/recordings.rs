@@ -31,9 +31,7 @@ use crate::media::{self, Channel, Packet, Recording, Write};
 use crate::proto::manifest::Manifest;
 use guests::{Loan, Loans, Neighbours};
 
-use crate::session::{
-    Change, Close, Event, Failure, Open, OpenStream, PortPair, RecordingKey, Signal, Transport,
-};
+use crate::session::{Change, Close, Event, Failure, Open, OpenStream, PortPair, RecordingKey, Signal};
 
 /// What a media socket's packets are part of.
 #[derive(Clone, Copy)]
@@ -900,7 +898,7 @@ fn stagger(slot: u32) -> u8 {
 
 fn as_media(signal: &Signal) -> media::Signal<'_> {
     let Signal { at, received, flow, bytes } = signal;
-    let tcp = flow.transport == Transport::Tcp;
+    let tcp = flow.transport.reliable();
     media::Signal { at: *at, received: *received, tcp, local: flow.local, peer: flow.peer, bytes }
 }
 
@@ -923,6 +921,7 @@ mod tests {
     use crate::engine::published::Recorded;
     use crate::proto::manifest::Format;
     use crate::proto::sdp::Codec;
+    use crate::session::Transport;
     use crossbeam::channel::{Receiver, bounded};
     use std::fs::File;
     use std::os::fd::OwnedFd;

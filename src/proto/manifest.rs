@@ -60,7 +60,7 @@ pub struct Sip {
     pub local_tag: String,
     pub source: SocketAddr,
     pub local: SocketAddr,
-    /// `udp`, `tcp`.
+    /// `udp`, `tcp`, `tls`.
     pub transport: String,
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::timers::Timers;
-use super::{Flow, RecordingKey, Transport};
+use super::{Flow, RecordingKey};
 use crate::clock::Mono;
 use crate::limits::{T1, T2, T4, TRANSACTION_TIMEOUT};
 
@@ -93,7 +93,7 @@ impl Clients {
 
     /// The request has been sent for the first time.
     pub fn begin(&mut self, now: Mono, number: u64, asker: Asker, flow: Flow, bytes: Bytes) {
-        let retransmit = (flow.transport == Transport::Udp).then_some((now + T1, T1 * 2));
+        let retransmit = (!flow.transport.reliable()).then_some((now + T1, T1 * 2));
         let ends = now + TRANSACTION_TIMEOUT;
         let client = Client { asker, flow, bytes, state: State::Trying, retransmit, ends, armed: None };
         self.clients.insert(number, client);
@@ -119,10 +119,7 @@ impl Clients {
             client.state = State::Completed;
             client.retransmit = None;
             self.unanswered -= 1;
-            match client.flow.transport {
-                Transport::Udp => client.ends = now + T4,
-                Transport::Tcp => client.ends = now,
-            }
+            client.ends = if client.flow.transport.reliable() { now } else { now + T4 };
         }
         self.arm(number);
         if code < 200 { Taken::Absorbed(asker) } else { Taken::Final(asker) }
@@ -170,6 +167,7 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::Transport;
 
     const ASKER: Asker =
         Asker { key: RecordingKey { reactor: 0, slot: 3, generation: 1 }, purpose: Purpose::Bye };

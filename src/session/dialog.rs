@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Flow, Transport, client, contact_host};
+use super::{Flow, client, contact_host};
 use crate::proto::sip::{Checked, Message, NameAddr, RequestBuilder, SipUri, request};
 
 #[derive(Debug)]
@@ -74,12 +74,9 @@ impl Dialog {
     ) -> (Flow, Bytes) {
         self.local_cseq += 1;
         let (uri, routes) = self.request_uri_and_routes();
-        let transport = match flow.transport {
-            Transport::Udp => "UDP",
-            Transport::Tcp => "TCP",
-        };
         let via = format!(
-            "SIP/2.0/{transport} {};branch={};rport",
+            "SIP/2.0/{} {};branch={};rport",
+            flow.transport.via(),
             contact_host(flow.local),
             client::branch(branch)
         );
@@ -115,9 +112,9 @@ impl Dialog {
     }
 
     /// The address of the first route, or of the target, where it is an IP literal of the flow's kind; else where the
-    /// dialog's newest request came from. On TCP the flow's connection is used whatever the URI says.
+    /// dialog's newest request came from. On a stream the flow's connection is used whatever the URI says.
     fn destination(&self, flow: Flow) -> Flow {
-        if flow.transport == Transport::Tcp {
+        if flow.transport.reliable() {
             return flow;
         }
         let first = self.routes.first().and_then(|route| NameAddr::parse(route.as_bytes()).ok());

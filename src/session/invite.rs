@@ -14,13 +14,13 @@ use super::recording::{Changing, MediaSession, Opening, Pending, Phase, Recordin
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::{
     Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, SmallFile,
-    Transport, contact_host,
+    contact_uri,
 };
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::RefuseCause;
 use crate::limits::{OPEN_TIMEOUT, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
 use crate::proto::sdp::{self, AnswerOrigin, Offer};
-use crate::proto::sip::{HeaderName, Method, NameAddr};
+use crate::proto::sip::{HeaderName, Message, Method, NameAddr};
 
 /// A new recording session that can be had.
 struct Admitted {
@@ -379,7 +379,7 @@ impl Sessions {
         let ok = self
             .build(request.message, 200, Some(local_tag), request.flow)
             .record_routes(request.message)
-            .header("Contact", contact(request.flow))
+            .header("Contact", contact(request.message, request.flow))
             .header("Allow", ALLOW);
         match answer {
             Some(answer) => ok.body("application/sdp", answer).finish(),
@@ -439,12 +439,8 @@ impl Sessions {
 }
 
 /// What every SRS has in its Contact (RFC 7866 §6.2).
-pub fn contact(flow: Flow) -> String {
-    let transport = match flow.transport {
-        Transport::Udp => "",
-        Transport::Tcp => ";transport=tcp",
-    };
-    format!("<sip:sipreel@{}{transport}>;+sip.srs", contact_host(flow.local))
+pub fn contact(request: &Message, flow: Flow) -> String {
+    format!("<{}>;+sip.srs", contact_uri(request, flow))
 }
 
 fn pending(now: Now, request: &Request, ok: Bytes) -> Pending {

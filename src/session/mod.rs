@@ -41,6 +41,7 @@ use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
 use crate::proto::manifest::{Format, Manifest};
 use crate::proto::sdp::Codec;
+use crate::proto::sip::{Message, NameAddr, Start};
 
 use client::Clients;
 use ending::Drain;
@@ -54,6 +55,33 @@ use transaction::{Fingerprint, Transactions};
 pub enum Transport {
     Udp,
     Tcp,
+    /// RFC 3261 §26.3.1: TLS over TCP.
+    Tls,
+}
+
+impl Transport {
+    /// A stream (RFC 3261 §18.3): messages have a Content-Length, nothing is retransmitted, answers take the connection.
+    pub fn reliable(self) -> bool {
+        self != Transport::Udp
+    }
+
+    /// As Via names it (RFC 3261 §20.42).
+    pub fn via(self) -> &'static str {
+        match self {
+            Transport::Udp => "UDP",
+            Transport::Tcp => "TCP",
+            Transport::Tls => "TLS",
+        }
+    }
+
+    /// As the manifest names it, and the transport parameter of a URI.
+    pub fn name(self) -> &'static str {
+        match self {
+            Transport::Udp => "udp",
+            Transport::Tcp => "tcp",
+            Transport::Tls => "tls",
+        }
+    }
 }
 
 /// A connection of one reactor. The generation tells a reused slot from the connection that was meant.
@@ -453,4 +481,26 @@ impl Sessions {
 /// An address as a URI or Via has it: IPv6 in brackets, no zone.
 fn contact_host(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip(), address.port())
+}
+
+/// Our Contact (RFC 3261 §12.1.1). Over TLS `sips` where the dialog is one of SIPS, else with the transport that keeps the dialog's
+/// requests on it; a SIPS request that another hop has brought in the clear is answered as it came.
+fn contact_uri(request: &Message, flow: Flow) -> String {
+    let host = contact_host(flow.local);
+    match flow.transport {
+        Transport::Udp => format!("sip:sipreel@{host}"),
+        Transport::Tls if secure(request) => format!("sips:sipreel@{host}"),
+        transport => format!("sip:sipreel@{host};transport={}", transport.name()),
+    }
+}
+
+/// A request that begins a dialog of SIPS: by its Request-URI, its first Record-Route, or without one its Contact.
+fn secure(request: &Message) -> bool {
+    let sips = |uri: &str| uri.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("sips:"));
+    let routed = request.record_routes().next();
+    let first = match routed {
+        Some(route) => NameAddr::parse(route.as_bytes()).ok().map(|route| route.uri),
+        None => request.contact().ok().flatten().map(|contact| contact.uri),
+    };
+    matches!(request.start(), Start::Request { uri, .. } if sips(uri)) || first.is_some_and(sips)
 }

@@ -11,7 +11,7 @@ use super::history::{History, Taken};
 use super::id::Id;
 use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
-use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, Transport};
+use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal};
 use crate::clock::{Mono, Wall};
 use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
 use crate::proto::manifest::{self, Event, EventKind, Manifest};
@@ -344,10 +344,7 @@ impl Recording {
                 local_tag: self.dialog.local_tag.clone(),
                 source: self.source.peer,
                 local: self.source.local,
-                transport: match self.source.transport {
-                    Transport::Udp => "udp".to_owned(),
-                    Transport::Tcp => "tcp".to_owned(),
-                },
+                transport: self.source.transport.name().to_owned(),
             },
             communication_sessions: self.history.communication_sessions(),
             participants: self.history.participants(),

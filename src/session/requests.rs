@@ -24,9 +24,9 @@ impl Sessions {
         if bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n' | b' ' | 0)) {
             return;
         }
-        let parsed = match flow.transport {
-            Transport::Udp => Message::parse_datagram(bytes),
-            Transport::Tcp => Message::parse_framed(bytes),
+        let parsed = match flow.transport.reliable() {
+            false => Message::parse_datagram(bytes),
+            true => Message::parse_framed(bytes),
         };
         match parsed {
             Err(problem) => match Message::salvage(bytes).filter(|_| problem.answerable()) {

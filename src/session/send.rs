@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::recording::{Pending, Phase};
 use super::transaction::{Resend, TransactionId};
-use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, Transport, id};
+use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, id};
 use crate::clock::{Now, Wall};
 use crate::counters::RefuseCause;
 use crate::limits::{RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
@@ -127,9 +127,9 @@ impl Sessions {
         refusal: &Refusal,
         out: &mut Vec<Command>,
     ) {
-        let parsed = match pending.flow.transport {
-            Transport::Udp => Message::parse_datagram(&pending.request),
-            Transport::Tcp => Message::parse_framed(&pending.request),
+        let parsed = match pending.flow.transport.reliable() {
+            false => Message::parse_datagram(&pending.request),
+            true => Message::parse_framed(&pending.request),
         };
         let (Ok(message), Some(recording)) = (parsed, self.slots.get(key)) else { return };
         let response = self.build(&message, refusal.code, Some(&recording.dialog.local_tag), pending.flow);

@@ -15,7 +15,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
 use super::timers::Timers;
-use super::{Flow, RecordingKey, Transport};
+use super::{Flow, RecordingKey};
 use crate::clock::Mono;
 use crate::limits::{T1, T2, T4, TRANSACTION_BYTES_MAX, TRANSACTION_TIMEOUT};
 use crate::proto::sip::{Checked, Method};
@@ -249,7 +249,7 @@ impl Transactions {
         else {
             return;
         };
-        let reliable = transaction.flow.transport == Transport::Tcp;
+        let reliable = transaction.flow.transport.reliable();
         transaction.ends = Some(now + TRANSACTION_TIMEOUT);
         match (transaction.invite, code) {
             (true, 200..300) => transaction.state = State::Accepted,
@@ -283,7 +283,7 @@ impl Transactions {
             State::Completed => {
                 transaction.state = State::Confirmed;
                 transaction.retransmit = None;
-                let reliable = transaction.flow.transport == Transport::Tcp;
+                let reliable = transaction.flow.transport.reliable();
                 transaction.ends = Some(now + if reliable { Duration::ZERO } else { T4 });
                 self.keep(id, None);
                 if reliable {
@@ -377,6 +377,7 @@ impl Transactions {
 mod tests {
     use super::*;
     use crate::proto::sip::Message;
+    use crate::session::Transport;
 
     const MS: Duration = Duration::from_millis(1);
 
@@ -443,7 +444,7 @@ mod tests {
 
     #[test]
     fn a_2xx_is_left_to_the_session_and_timer_l_ends_it() {
-        for transport in [Transport::Udp, Transport::Tcp] {
+        for transport in [Transport::Udp, Transport::Tcp, Transport::Tls] {
             let (mut transactions, id) = begin(transport, true);
             transactions.respond(Mono(0), id, 100, Bytes::from_static(b"100"));
             assert_eq!(transactions.next(), None);

@@ -444,3 +444,22 @@ fn a_session_on_ipv6() {
     let Command::Send { flow: bye, .. } = &out[1] else { panic!("{out:?}") };
     assert_eq!(bye.peer, flow.peer);
 }
+
+#[test]
+fn contacts_lead_back_over_the_transport_of_the_request() {
+    let tls = || Flow { transport: Transport::Tls, ..tcp() };
+    let sips = |text: String| text.replace("INVITE sip:", "INVITE sips:");
+    type Change = fn(String) -> String;
+    let cases: [(Flow, Change, &str); 4] = [
+        (udp(), |text| text, "<sip:sipreel@192.0.2.10:5060>;+sip.srs"),
+        (tcp(), |text| text, "<sip:sipreel@192.0.2.10:5060;transport=tcp>;+sip.srs"),
+        (tls(), |text| text, "<sip:sipreel@192.0.2.10:5060;transport=tls>;+sip.srs"),
+        (tls(), sips, "<sips:sipreel@192.0.2.10:5060>;+sip.srs"),
+    ];
+    for (flow, change, contact) in cases {
+        let mut r = Recorder::new(10, 10);
+        let key = opened(&r.receive(flow, change(invite("a")))).key;
+        let ok = only(&r.event(Event::Opened { key }));
+        assert_eq!(field(&ok, "Contact"), Some(contact));
+    }
+}
