@@ -3,7 +3,6 @@
 mod calls;
 mod changes;
 mod refusals;
-mod storm;
 mod updates;
 
 use bytes::Bytes;
