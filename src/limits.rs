@@ -248,6 +248,9 @@ pub const BLOCKS_PER_FILE_LENT: usize = 1;
 pub const COMMIT_ATTEMPTS: u32 = 3;
 /// Recordings committed together: one sync of the file system serves them all.
 pub const COMMIT_BATCH: usize = 1_024;
+/// The least time between two syncs. Nobody waits for a commit, and a sync costs much the same for one recording as for
+/// hundreds: at 1,000 calls/s syncing whatever had gathered meanwhile was a sixth of the recorder's CPU time.
+pub const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 
 const _: () =
     assert!(BLOCK_SIZE.is_multiple_of(DISK_ALIGNMENT) && BLOCK_SIZE_MAX.is_multiple_of(DISK_ALIGNMENT));

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use crossbeam::channel::{Receiver, Sender};
 use sha2::{Digest, Sha256};
 
+use super::cpu;
+use crate::clock::Mono;
 use crate::limits;
 use crate::proto::manifest::{self, Manifest};
 use crate::session::{Event, Failure};
@@ -29,6 +31,19 @@ pub struct Finished {
     pub media: Vec<(String, u64)>,
 }
 
+/// Recordings that wait for one sync, and what is to be said of those that could not be prepared.
+#[derive(Default)]
+struct Batch {
+    ready: Vec<Finished>,
+    events: Vec<Event>,
+}
+
+impl Batch {
+    fn len(&self) -> usize {
+        self.ready.len() + self.events.len()
+    }
+}
+
 pub struct Commit {
     root: PathBuf,
     finished: Receiver<Box<Finished>>,
@@ -44,9 +59,12 @@ impl Commit {
 
     /// Runs until the directory thread has dropped its end.
     pub fn run(mut self) {
+        let mut next_sync = cpu::now().mono;
         while let Ok(first) = self.finished.recv() {
-            let mut batch = vec![*first];
-            batch.extend(self.finished.try_iter().take(limits::COMMIT_BATCH - 1).map(|finished| *finished));
+            let mut batch = Batch::default();
+            self.add(*first, &mut batch);
+            self.gather(next_sync, &mut batch);
+            next_sync = cpu::now().mono + limits::COMMIT_INTERVAL;
             for event in self.commit(batch) {
                 // Fails only when control is gone, which ends after the last commit is reported.
                 let _ = self.events.send(event);
@@ -54,18 +72,28 @@ impl Commit {
         }
     }
 
-    fn commit(&mut self, batch: Vec<Finished>) -> Vec<Event> {
-        let together = batch.len() >= SYNC_TOGETHER;
-        let mut events = Vec::new();
-        let mut ready = Vec::new();
-        for mut finished in batch {
-            match self.attempt(|commit| commit.prepare(&mut finished, !together)) {
-                Ok(()) => ready.push(finished),
-                Err(failure) => events.push(Event::CommitFailed { id: finished.manifest.id, failure }),
+    /// Prepares what has come, and what comes until a sync is due again: on an idle box none of it waits, on a busy one each
+    /// sync serves many.
+    fn gather(&mut self, next_sync: Mono, batch: &mut Batch) {
+        while batch.len() < limits::COMMIT_BATCH {
+            match self.finished.recv_timeout(next_sync.since(cpu::now().mono)) {
+                Ok(finished) => self.add(*finished, batch),
+                Err(_) => return,
             }
         }
-        if together && sync_file_system(&self.root).is_err() {
-            // The error is one file's: syncing each tells which, and keeps the others.
+    }
+
+    fn add(&mut self, mut finished: Finished, batch: &mut Batch) {
+        match self.attempt(|commit| commit.prepare(&mut finished)) {
+            Ok(()) => batch.ready.push(finished),
+            Err(failure) => batch.events.push(Event::CommitFailed { id: finished.manifest.id, failure }),
+        }
+    }
+
+    fn commit(&mut self, batch: Batch) -> Vec<Event> {
+        let Batch { mut ready, mut events } = batch;
+        if ready.len() < SYNC_TOGETHER || sync_file_system(&self.root).is_err() {
+            // An error of all is one file's: syncing each tells which, and keeps the others.
             ready.retain(|finished| match self.sync_files(&finished.path) {
                 Ok(()) => true,
                 Err(failure) => {
@@ -90,35 +118,31 @@ impl Commit {
         result
     }
 
-    /// Hashes the files, writes the manifest, and syncs both when asked to.
-    fn prepare(&mut self, finished: &mut Finished, sync: bool) -> Result<(), Failure> {
+    /// Hashes the files and writes the manifest.
+    fn prepare(&mut self, finished: &mut Finished) -> Result<(), Failure> {
         let part = self.root.join(format!("{}.part", finished.path));
         let at = |name: &str, what| {
             let path = format!("{}.part/{name}", finished.path);
             move |e: io::Error| Failure::new(what, path, &e)
         };
-        for (name, length) in &finished.media {
-            cut(&part.join(name), *length).map_err(at(name, "cut file to what was written"))?;
-        }
-        let bodies = finished.manifest.metadata.iter().map(|body| body.file.clone());
         let mut files = Vec::new();
-        for name in finished.media.iter().map(|(name, _)| name.clone()).chain(bodies) {
-            match self.hash(&part.join(&name), sync) {
-                Ok((size, sha256)) => files.push(manifest::File { name, size, sha256 }),
-                // A metadata body that could not be kept is among the problems already.
-                Err(e) if e.kind() == io::ErrorKind::NotFound && name.starts_with("metadata-") => {}
-                Err(e) => return Err(at(&name, "read file back")(e)),
+        for (name, length) in &finished.media {
+            let cut = cut(&part.join(name), *length).map_err(at(name, "cut file to what was written"))?;
+            files.push(self.hash(cut, name).map_err(at(name, "read file back"))?);
+        }
+        for body in &finished.manifest.metadata {
+            match File::open(part.join(&body.file)).and_then(|file| self.hash(file, &body.file)) {
+                Ok(file) => files.push(file),
+                // One that could not be kept is among the problems already.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(at(&body.file, "read file back")(e)),
             }
         }
         finished.manifest.files = files;
-        write_manifest(&part, &finished.manifest, sync).map_err(at("recording.json", "write manifest"))
+        write_manifest(&part, &finished.manifest).map_err(at("recording.json", "write manifest"))
     }
 
-    fn hash(&mut self, path: &Path, sync: bool) -> io::Result<(u64, String)> {
-        let mut file = File::open(path)?;
-        if sync {
-            file.sync_all()?;
-        }
+    fn hash(&mut self, mut file: File, name: &str) -> io::Result<manifest::File> {
         let (mut hasher, mut size) = (Sha256::new(), 0);
         loop {
             let n = file.read(&mut self.buffer)?;
@@ -128,7 +152,8 @@ impl Commit {
             hasher.update(&self.buffer[..n]);
             size += n as u64;
         }
-        Ok((size, hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()))
+        let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(manifest::File { name: name.to_owned(), size, sha256 })
     }
 
     fn sync_files(&self, path: &str) -> Result<(), Failure> {
@@ -169,23 +194,29 @@ impl Commit {
     }
 }
 
-fn cut(path: &Path, length: u64) -> io::Result<()> {
-    let file = File::options().write(true).open(path)?;
-    if file.metadata()?.len() > length { file.set_len(length) } else { Ok(()) }
+/// The media file, ready to be read, without what a failed write left behind the last one that was whole.
+fn cut(path: &Path, length: u64) -> io::Result<File> {
+    let file = File::options().read(true).write(true).open(path)?;
+    if file.metadata()?.len() > length {
+        file.set_len(length)?;
+    }
+    Ok(file)
 }
 
 /// The manifest written at the start is replaced whole: there is always one that can be read.
-fn write_manifest(part: &Path, manifest: &Manifest, sync: bool) -> io::Result<()> {
-    let fresh = part.join("recording.json.new");
-    let mut file = File::create(&fresh)?;
+fn write_manifest(part: &Path, manifest: &Manifest) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(manifest)?;
     text.push(b'\n');
-    file.write_all(&text)?;
-    if sync {
-        file.sync_all()?;
+    let name = part.join("recording.json");
+    match File::options().write(true).create_new(true).open(&name) {
+        Ok(mut file) => file.write_all(&text),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let fresh = part.join("recording.json.new");
+            File::create(&fresh)?.write_all(&text)?;
+            fs::rename(&fresh, &name)
+        }
+        Err(e) => Err(e),
     }
-    fs::rename(&fresh, part.join("recording.json"))?;
-    if sync { File::open(part)?.sync_all() } else { Ok(()) }
 }
 
 fn sync_file_system(root: &Path) -> io::Result<()> {
