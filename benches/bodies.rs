@@ -46,11 +46,30 @@ fn offer_and_answer(criterion: &mut Criterion) {
 /// Of about 3 KB: two participants, four streams.
 fn document(criterion: &mut Criterion) {
     let body = part("application/rs-metadata+xml");
-    let known = metadata::parse(&body).expect("metadata");
+    let read = metadata::parse(&body).expect("metadata");
+    let known = read.metadata.clone();
     let update = metadata::Metadata { mode: metadata::Mode::Partial, ..known.clone() };
     let mut group = criterion.benchmark_group("metadata");
     group.throughput(Throughput::Bytes(body.len() as u64));
     group.bench_function("parse", |bencher| bencher.iter(|| metadata::parse(black_box(&body))));
+    let media: Vec<metadata::Media> =
+        ["1", "2", "3", "4"].iter().map(|label| metadata::Media { label: Some(label), used: true }).collect();
+    group.bench_function("parse_and_check", |bencher| {
+        bencher.iter(|| {
+            let read = metadata::parse(black_box(&body)).expect("metadata");
+            metadata::check(&read, None, &media)
+        });
+    });
+    group.bench_function("changes", |bencher| {
+        let nothing = metadata::Metadata::default();
+        bencher.iter(|| {
+            let mut events = Vec::with_capacity(32);
+            metadata::changes::changes(&nothing, black_box(&known), Default::default(), &mut |event| {
+                events.push(event)
+            });
+            events
+        });
+    });
     group.bench_function("merge", |bencher| {
         let setup = || (known.clone(), update.clone());
         bencher.iter_batched(setup, |(mut known, update)| known.merge(update), BatchSize::SmallInput);

@@ -54,6 +54,9 @@ impl Calls {
             media_ip: None,
             ports,
             reactors: 1,
+            strict_siprec: false,
+            explain_refusals: false,
+            answer_metadata: false,
             product: "sipreel/bench".to_owned(),
         };
         let (counters, table) = (Arc::new(SessionCounters::default()), Arc::new(Table::new(SESSIONS)));

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::limits::FINDING_CODES_MAX;
+
 /// A counter or gauge with a single writer. Readers see it some nanoseconds late.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -88,6 +90,7 @@ causes! {
         BadExtension = "bad_extension",
         UnsupportedBody = "unsupported_body",
         NotAcceptable = "not_acceptable",
+        BadMetadata = "bad_metadata",
         NoSlot = "max_sessions",
         NoPort = "no_port",
         Draining = "draining",
@@ -200,6 +203,10 @@ pub struct SessionCounters {
     pub stray: Counter,
     pub metadata_bodies: Counter,
     pub metadata_not_understood: Counter,
+    /// Findings about metadata, in the order of `proto::metadata::Code::ALL`.
+    pub findings: [Counter; FINDING_CODES_MAX],
+    /// UPDATEs that asked for a complete description.
+    pub snapshots_requested: Counter,
     pub ack_timeouts: Counter,
     pub ports_free: Counter,
     pub ports_used: Counter,
@@ -228,6 +235,8 @@ impl Default for SessionCounters {
             stray: Counter::new(),
             metadata_bodies: Counter::new(),
             metadata_not_understood: Counter::new(),
+            findings: [const { Counter::new() }; FINDING_CODES_MAX],
+            snapshots_requested: Counter::new(),
             ack_timeouts: Counter::new(),
             ports_free: Counter::new(),
             ports_used: Counter::new(),

@@ -32,8 +32,24 @@ pub const METADATA_DEPTH_MAX: usize = 32;
 pub const METADATA_AORS_MAX: usize = 32;
 /// Attributes of one element.
 pub const METADATA_ATTRIBUTES_MAX: usize = 64;
+/// Lists of ids up to this long are scanned, longer ones get an index: comparing sixteen short texts costs less than hashing one.
+pub const METADATA_SCANNED_MAX: usize = 16;
+/// Extensions of one metadata body kept in the manifest, and their bytes: a few hundred bytes are what deployed SRCs send. The
+/// body itself is on disk as it came.
+pub const METADATA_EXTENSIONS_MAX: usize = 256;
+pub const METADATA_EXTENSION_BYTES_MAX: usize = 64 * 1024;
+/// Codes of findings; each has a counter.
+pub const FINDING_CODES_MAX: usize = 64;
+/// Findings of one code listed for one body: further ones say the same, and are counted.
+pub const FINDINGS_PER_CODE: usize = 4;
+/// Bytes of the id and of the value that a finding shows. An id is some 24 bytes, an address of record some 40.
+pub const FINDING_TEXT_MAX: usize = 80;
 /// A 200 that does not fit a datagram without fragments is lost by some firewalls, so answers stay below this where they can.
 pub const ANSWER_BYTES_WANTED: usize = 1_300;
+/// Findings in the body that explains a refusal: a few hundred bytes each, and the first ones are what has to be mended.
+pub const EXPLAINED_FINDINGS_MAX: usize = 4;
+/// Metadata in an answer over a stream: beyond it nobody is helped by having his own words back.
+pub const ANSWER_METADATA_MAX: usize = 16 * 1024;
 
 // ---- SIP timers (RFC 3261 §17, Table 4) -------------------------------------------------------------------------
 
@@ -71,6 +87,13 @@ pub const METADATA_BODIES_MAX: usize = 3_600;
 pub const METADATA_REMEMBERED_MAX: usize = 1024 * 1024;
 /// Participants that ever sent into one stream. A conference in one mixed stream has dozens.
 pub const SENDERS_PER_STREAM_MAX: usize = 256;
+/// Findings about metadata listed in one manifest. A finding that comes again is counted, not listed again.
+pub const FINDINGS_PER_RECORDING_MAX: usize = 256;
+/// How often one code is logged: a trunk has the same fault in every call. Between, it is counted.
+pub const FINDING_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// Snapshots asked for in one recording, and how soon again: who has not answered three questions will not.
+pub const SNAPSHOT_REQUESTS_MAX: u32 = 3;
+pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 /// Changes listed in one manifest, and the bytes of their ids and words: a conference of an hour in which somebody comes or goes
 /// every second. Later ones are counted.
 pub const EVENTS_PER_RECORDING_MAX: usize = 4_096;

@@ -73,6 +73,9 @@ fn watch(format: Format) {
         // Shorter than the test: blocks leave by age too.
         flush_interval: Duration::from_millis(200),
         rtcp_reports: true,
+        strict_siprec: false,
+        explain_refusals: false,
+        answer_metadata: false,
         product: "sipreel/test".into(),
     })
     .unwrap();

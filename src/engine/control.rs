@@ -6,6 +6,7 @@ use super::mailbox::{Letter, Mailbox};
 use super::published::Recorded;
 use super::{Outcome, cpu};
 use crate::limits;
+use crate::proto::metadata::{Finding, Severity};
 use crate::session::{Command, Event, Notice, Sessions};
 
 pub struct Control {
@@ -110,8 +111,39 @@ fn log(notice: &Notice) {
         Notice::Refused { call_id, peer, code, why } => {
             tracing::warn!(call_id, %peer, code, why, "session refused");
         }
-        Notice::Metadata { id, problem } => {
-            tracing::warn!(recording = id, problem, "metadata not understood; kept as received");
+        Notice::Finding { id, finding, unlogged } => found(id, finding, *unlogged),
+    }
+}
+
+/// One line in a minute for each code: what it is, and how many more there were.
+fn found(id: &str, finding: &Finding, unlogged: u64) {
+    let Finding { code, element, value, .. } = finding;
+    let (name, source, rule) = (code.text(), code.source(), code.rule());
+    match code.severity() {
+        Severity::Critical => {
+            tracing::warn!(
+                recording = id,
+                code = name,
+                element,
+                value,
+                source,
+                unlogged,
+                "metadata not understood; kept as received: {rule}"
+            );
+        }
+        Severity::Error | Severity::Warning => {
+            tracing::info!(recording = id, code = name, element, value, source, unlogged, "metadata: {rule}");
+        }
+        Severity::Note => {
+            tracing::debug!(
+                recording = id,
+                code = name,
+                element,
+                value,
+                source,
+                unlogged,
+                "metadata: {rule}"
+            );
         }
     }
 }

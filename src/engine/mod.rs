@@ -92,6 +92,12 @@ pub struct Settings {
     pub flush_interval: Duration,
     /// Those who send media are told by RTCP what came of it.
     pub rtcp_reports: bool,
+    /// What breaks a MUST of RFC 7866 or RFC 7865 is refused.
+    pub strict_siprec: bool,
+    /// Refusals have a body that says why.
+    pub explain_refusals: bool,
+    /// The 200 says in metadata who takes part.
+    pub answer_metadata: bool,
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
 }
@@ -303,6 +309,9 @@ impl Recorder {
             media_ip: settings.media_ip,
             ports,
             reactors: reactors as u8,
+            strict_siprec: settings.strict_siprec,
+            explain_refusals: settings.explain_refusals,
+            answer_metadata: settings.answer_metadata,
             product: settings.product.clone(),
         };
         let sessions = Sessions::new(rules, session, table, StdRng::from_os_rng());

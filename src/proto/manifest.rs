@@ -4,6 +4,7 @@ use serde::Serialize;
 use std::net::SocketAddr;
 
 use crate::clock::Wall;
+use crate::proto::metadata::{Metadata, Severity};
 
 /// The layout of a recording on disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, clap::ValueEnum)]
@@ -44,6 +45,10 @@ pub struct Manifest {
     pub streams: Vec<Stream>,
     /// Every rs-metadata body, in order of receipt.
     pub metadata: Vec<MetadataBody>,
+    /// What was found wrong with them, or worth knowing.
+    pub findings: Vec<Finding>,
+    /// The classes of RFC 7865 as they stood at the end: the bodies merged in their order.
+    pub model: Metadata,
     /// Every change of the recording and of what is recorded, in order.
     pub events: Vec<Event>,
     /// What is missing or doubtful, in words: `write failed: …`, `metadata body 3 not kept: …`. Empty when all is well.
@@ -137,6 +142,27 @@ pub struct MetadataBody {
     pub received: Wall,
     pub understood: bool,
     pub problem: Option<String>,
+}
+
+/// One thing that was found in the metadata.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct Finding {
+    /// When it was first found.
+    pub at: Wall,
+    /// The body that has it; absent beyond those that are kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Stable: `metadata.participant.missing-aor`.
+    pub code: &'static str,
+    pub severity: Severity,
+    pub element: String,
+    /// What stands there, the first bytes of it.
+    pub value: String,
+    /// How often, in this body and in later ones.
+    pub times: u64,
+    /// The document and its section, and what it says there.
+    pub source: &'static str,
+    pub rule: &'static str,
 }
 
 /// One change, and when the recorder learned of it. Fields that do not apply are absent.
@@ -303,10 +329,27 @@ pub(crate) mod tests {
                 understood: false,
                 problem: Some("not XML".into()),
             }],
+            findings: vec![Finding {
+                at: START,
+                file: Some("metadata-0001.xml".into()),
+                code: "metadata.time.no-zone",
+                severity: Severity::Error,
+                element: "session[s]/start-time".into(),
+                value: "2026-11-22T08:00:00".into(),
+                times: 2,
+                source: "RFC 7865 §6.9",
+                rule: "it has one",
+            }],
+            model: model(),
             events: vec![Event::new(START, EventKind::ParticipantJoined).participant("p")],
             problems: vec![],
             files: vec![File { name: "call.pcap".into(), size: 24, sha256: "00".into() }],
         }
+    }
+
+    fn model() -> Metadata {
+        let body = "<recording><group id='g'/><session session_id='s'><stop-time>E</stop-time></session><participant participant_id='p'/><stream stream_id='t'/><sessionrecordingassoc session_id='s'/><participantsessionassoc participant_id='p' session_id='s'><associate-time>A</associate-time><param pname='isfocus' pval='x'/></participantsessionassoc><participantstreamassoc participant_id='p'><send>t</send></participantstreamassoc><x:e xmlns:x='urn:x'/></recording>";
+        crate::proto::metadata::parse(body.as_bytes()).unwrap().metadata
     }
 
     fn stream() -> Stream {
@@ -360,6 +403,25 @@ pub(crate) mod tests {
                 "file": "metadata-0001.xml", "received": "2026-11-22T08:30:45.000000Z",
                 "understood": false, "problem": "not XML",
             }],
+            "findings": [{
+                "at": "2026-11-22T08:30:45.000000Z", "file": "metadata-0001.xml", "code": "metadata.time.no-zone",
+                "severity": "error", "element": "session[s]/start-time", "value": "2026-11-22T08:00:00", "times": 2,
+                "source": "RFC 7865 §6.9", "rule": "it has one",
+            }],
+            "model": {
+                "groups": [{"id": "g"}],
+                "sessions": [{
+                    "id": "s", "sip_session_ids": [], "reasons": [], "group_id": null, "start_time": null, "stop_time": "E",
+                }],
+                "participants": [{"id": "p", "aors": [], "name": null}],
+                "streams": [{"id": "t", "session_id": null, "label": null}],
+                "session_recordings": [{"session_id": "s"}],
+                "participant_sessions": [{
+                    "participant_id": "p", "session_id": "s", "associated": "A", "params": [["isfocus", "x"]],
+                }],
+                "participant_streams": [{"participant_id": "p", "sends": ["t"], "receives": []}],
+                "extensions": [{"parent": "recording", "parent_id": "", "xml": "<x:e xmlns:x='urn:x'/>"}],
+            },
             "events": [{"at": "2026-11-22T08:30:45.000000Z", "event": "participant_joined", "participant": "p"}],
             "problems": [],
             "files": [{"name": "call.pcap", "size": 24, "sha256": "00"}],

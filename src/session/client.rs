@@ -27,6 +27,8 @@ pub struct Clients {
 pub enum Purpose {
     /// The recording has ended with it.
     Bye,
+    /// It asks for a complete description of the communication sessions (RFC 7866 §9.2).
+    Snapshot,
 }
 
 /// Who is to be told what became of a request.

@@ -46,7 +46,8 @@ impl Sessions {
     /// RFC 3261 §15.1.2
     pub(super) fn bye(&mut self, now: Now, key: RecordingKey, request: &Request, out: &mut Vec<Command>) {
         let metadata = content(request.message, request.bytes).unwrap_or_default().metadata;
-        self.file_metadata(request.at, key, metadata, out);
+        // It ends anyway, so nothing follows from what is wrong with it.
+        let _ = self.file_metadata(request.at, key, metadata, out);
         self.terminate_reinvite(now, key, out);
         let ok = self.build(request.message, 200, None, request.flow).finish();
         self.respond(now, request, 200, ok, out);
@@ -55,12 +56,35 @@ impl Sessions {
 
     /// The SRC could not be told by its own BYE, so it gets one from us, if there is still a way to it.
     fn hang_up(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {
+        self.hang_up_because(now, key, cause, None, out);
+    }
+
+    /// Metadata came that breaks a MUST, in a message that cannot be refused (RFC 7866 §9.2): the BYE says why (RFC 3326).
+    pub(super) fn refuse_by_bye(&mut self, now: Now, key: RecordingKey, why: &str, out: &mut Vec<Command>) {
+        let reason = format!("SIP;cause=488;text=\"{}\"", why.replace(['"', '\\'], "'"));
+        self.hang_up_because(now, key, "bad_metadata", Some(reason), out);
+    }
+
+    fn hang_up_because(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        cause: &'static str,
+        reason: Option<String>,
+        out: &mut Vec<Command>,
+    ) {
         self.terminate_reinvite(now, key, out);
         let branch = self.rng.random();
         let reachable = self.slots.get(key).is_some_and(|recording| self.reachable(recording.flow));
         if let Some(recording) = self.slots.get_mut(key).filter(|_| reachable) {
             let product = &self.rules.product;
-            let fields = |bye: RequestBuilder| bye.header("User-Agent", product);
+            let fields = |bye: RequestBuilder| {
+                let bye = bye.header("User-Agent", product);
+                match &reason {
+                    Some(reason) => bye.header("Reason", reason),
+                    None => bye,
+                }
+            };
             let (flow, bytes) = recording.dialog.request("BYE", recording.flow, branch, fields);
             let asker = Asker { key, purpose: Purpose::Bye };
             self.clients.begin(now.mono, branch, asker, flow, bytes.clone());

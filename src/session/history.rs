@@ -5,21 +5,30 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::SmallFile;
+use super::events::Events;
 use crate::clock::Wall;
-use crate::limits::{METADATA_BODIES_MAX, METADATA_ELEMENTS_MAX, METADATA_REMEMBERED_MAX};
-use crate::proto::manifest::{MetadataBody, Participant};
-use crate::proto::metadata::{self, Metadata};
+use crate::limits::{
+    FINDINGS_PER_RECORDING_MAX, METADATA_BODIES_MAX, METADATA_ELEMENTS_MAX, METADATA_REMEMBERED_MAX,
+};
+use crate::proto::manifest::{self, Event, EventKind, MetadataBody, Participant};
+use crate::proto::metadata::changes::changes;
+use crate::proto::metadata::{
+    self, Body, Finding, Findings, Media, Metadata, MetadataError, Mode, Severity, check, unreadable,
+};
 
 #[derive(Debug, Default)]
 pub struct History {
     /// What holds now: the last complete body and the partial ones since.
     current: Metadata,
+    /// There was a complete body.
+    has_base: bool,
     /// Everybody who was ever named, in order of appearance, and their index by id.
     participants: Vec<Participant>,
     participant_index: HashMap<String, usize>,
     sessions: Vec<String>,
     session_index: HashMap<String, usize>,
     bodies: Vec<MetadataBody>,
+    findings: Vec<manifest::Finding>,
     not_kept: usize,
     /// Bytes of the texts in `participants` and `sessions`.
     remembered: usize,
@@ -27,37 +36,159 @@ pub struct History {
     forgotten: usize,
 }
 
+/// One body, read and judged; nothing has become of it yet.
+#[derive(Debug)]
+pub struct Reading {
+    bytes: Bytes,
+    body: Result<Body, MetadataError>,
+    findings: Findings,
+    /// Its sender has been told that it is not taken.
+    refused: bool,
+}
+
+impl Reading {
+    /// `known` is what was said before; `media` are the m-lines that its labels are about.
+    pub fn new(bytes: Bytes, known: Option<&Metadata>, media: &[Media<'_>]) -> Reading {
+        let body = metadata::parse(&bytes);
+        let findings = match &body {
+            Ok(body) => check(body, known, media),
+            Err(error) => unreadable(*error),
+        };
+        Reading { bytes, body, findings, refused: false }
+    }
+
+    /// It is filed, and nothing else becomes of it.
+    pub fn refuse(self) -> Reading {
+        Reading { refused: true, ..self }
+    }
+
+    pub fn metadata(&self) -> Option<&Metadata> {
+        self.body.as_ref().ok().map(|body| &body.metadata)
+    }
+
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// What breaks a MUST, the worst first: a reason to refuse it, for those who refuse.
+    pub fn broken(&self) -> Option<&Finding> {
+        self.findings.worst().filter(|finding| finding.code.severity() >= Severity::Error)
+    }
+}
+
 /// One body, taken in.
 #[derive(Debug)]
 pub struct Taken {
     /// The file that keeps it; `None` beyond `METADATA_BODIES_MAX`.
     pub file: Option<SmallFile>,
+    /// It could not be read or merged.
     pub problem: Option<String>,
+    pub findings: Findings,
+    /// Why everything should be asked for again (RFC 7866 §9.2).
+    pub lacking: Option<&'static str>,
+    /// Of what has become part of the model.
+    pub mode: Option<Mode>,
 }
 
 impl History {
-    /// Reads one body. Whatever is wrong with it, it is kept as it came.
-    pub fn take(&mut self, at: Wall, body: Bytes) -> Taken {
-        let problem = metadata::parse(&body)
-            .and_then(|update| {
-                self.remember(&update);
-                self.current.merge(update)
-            })
-            .err()
-            .map(|error| error.to_string());
+    /// What partial bodies add to.
+    pub fn base(&self) -> Option<&Metadata> {
+        self.has_base.then_some(&self.current)
+    }
+
+    /// What holds now.
+    pub fn current(&self) -> &Metadata {
+        &self.current
+    }
+
+    /// Takes one body in. Whatever is wrong with it, it is kept as it came.
+    pub fn take(&mut self, at: Wall, reading: Reading, events: &mut Events) -> Taken {
+        let Reading { bytes, body, mut findings, refused } = reading;
+        if refused {
+            let why = findings.worst().map_or_else(String::new, Finding::sentence);
+            events.push(Event::new(at, EventKind::MetadataRefused).detail(&why));
+            let problem = Some(format!("refused: {why}"));
+            let file = self.file(at, &problem, bytes);
+            self.note(at, file.as_ref(), &findings);
+            return Taken { file, problem, findings, lacking: None, mode: None };
+        }
+        let had_base = self.has_base;
+        let mode = body.as_ref().ok().map(|body| body.metadata.mode);
+        let (problem, lacking) = match body.and_then(|body| self.apply(at, body.metadata, events)) {
+            Ok(Mode::Partial) if !had_base => {
+                (None, Some("a partial update came before any complete description"))
+            }
+            Ok(_) => (None, None),
+            Err(error) => {
+                if findings.is_empty() {
+                    findings = unreadable(error);
+                }
+                events.push(Event::new(at, EventKind::MetadataRefused).detail(error.to_string()));
+                (Some(error.to_string()), had_base.then_some("an update could not be read"))
+            }
+        };
+        let file = self.file(at, &problem, bytes);
+        self.note(at, file.as_ref(), &findings);
+        let mode = mode.filter(|_| problem.is_none());
+        Taken { file, problem, findings, lacking, mode }
+    }
+
+    fn apply(&mut self, at: Wall, update: Metadata, events: &mut Events) -> Result<Mode, MetadataError> {
+        self.remember(&update);
+        let mode = update.mode;
+        let mut after = match mode {
+            Mode::Complete => Metadata::default(),
+            Mode::Partial => self.current.clone(),
+        };
+        after.merge(update)?;
+        if mode == Mode::Complete {
+            if !self.bodies.is_empty() {
+                events.push(Event::new(at, EventKind::SnapshotTaken));
+            }
+            self.has_base = true;
+        }
+        changes(&self.current, &after, at, &mut |event| events.push(event));
+        self.current = after;
+        Ok(mode)
+    }
+
+    fn file(&mut self, at: Wall, problem: &Option<String>, bytes: Bytes) -> Option<SmallFile> {
         if self.bodies.len() == METADATA_BODIES_MAX {
             self.not_kept += 1;
-            return Taken { file: None, problem };
+            return None;
         }
         let name = format!("metadata-{:04}.xml", self.bodies.len() + 1);
-        let understood = problem.is_none();
-        self.bodies.push(MetadataBody {
-            file: name.clone(),
-            received: at,
-            understood,
-            problem: problem.clone(),
-        });
-        Taken { file: Some(SmallFile { name, bytes: body }), problem }
+        let (understood, problem) = (problem.is_none(), problem.clone());
+        self.bodies.push(MetadataBody { file: name.clone(), received: at, understood, problem });
+        Some(SmallFile { name, bytes })
+    }
+
+    /// The same finding of a later body is the same finding again.
+    fn note(&mut self, at: Wall, file: Option<&SmallFile>, findings: &Findings) {
+        for Finding { code, element, value, times } in findings.iter() {
+            let same = |known: &&mut manifest::Finding| {
+                known.code == code.text() && known.element == *element && known.value == *value
+            };
+            if let Some(known) = self.findings.iter_mut().find(same) {
+                known.times += u64::from(*times);
+            } else if self.findings.len() < FINDINGS_PER_RECORDING_MAX {
+                self.findings.push(manifest::Finding {
+                    at,
+                    file: file.map(|file| file.name.clone()),
+                    code: code.text(),
+                    severity: code.severity(),
+                    element: element.clone(),
+                    value: value.clone(),
+                    times: u64::from(*times),
+                    source: code.source(),
+                    rule: code.rule(),
+                });
+            }
+        }
+    }
+
+    pub fn findings(&self) -> Vec<manifest::Finding> {
+        self.findings.clone()
     }
 
     /// Ids of the participants that send into the stream with this label now. SRCs are met whose labels in the SDP are
@@ -173,13 +304,18 @@ mod tests {
         Bytes::from(format!("<recording><datamode>complete</datamode>{content}</recording>"))
     }
 
+    fn take(history: &mut History, body: Bytes) -> Taken {
+        let reading = Reading::new(body, history.base(), &[]);
+        history.take(Wall(0), reading, &mut Events::default())
+    }
+
     /// Every body is of a legal size and names somebody else.
     #[test]
     fn what_is_remembered_is_bounded() {
         let mut history = History::default();
         for number in 0..40 {
             let id = format!("{number}{}", "x".repeat(100_000));
-            history.take(Wall(0), body(&format!("<session id='{id}'/><participant id='{id}'/>")));
+            take(&mut history, body(&format!("<session id='{id}'/><participant id='{id}'/>")));
         }
         let ids = history.participants().iter().map(|participant| participant.id.len()).sum::<usize>();
         let sessions = history.communication_sessions().iter().map(String::len).sum::<usize>();
@@ -189,7 +325,7 @@ mod tests {
         // Who is known already may be renamed as often as the SRC likes.
         let id = history.participants()[0].id.clone();
         for name in ["One", "Two"] {
-            history.take(Wall(0), body(&format!("<participant id='{id}'><name>{name}</name></participant>")));
+            take(&mut history, body(&format!("<participant id='{id}'><name>{name}</name></participant>")));
         }
         let shorter = history.participants()[0].name.clone();
         assert!(shorter.is_none() || shorter.as_deref() == Some("Two"));
@@ -200,7 +336,7 @@ mod tests {
         let mut history = History::default();
         let both = "<participant><nameID aor='sip:a@x'/></participant><participant><nameID aor='sip:b@x'/></participant>";
         for _ in 0..2 {
-            history.take(Wall(0), body(both));
+            take(&mut history, body(both));
         }
         let aors: Vec<_> =
             history.participants().into_iter().flat_map(|participant| participant.aors).collect();
@@ -212,7 +348,7 @@ mod tests {
         let mut history = History::default();
         for _ in 0..50 {
             let name = "n".repeat(50_000);
-            history.take(Wall(0), body(&format!("<participant id='p'><name>{name}</name></participant>")));
+            take(&mut history, body(&format!("<participant id='p'><name>{name}</name></participant>")));
         }
         assert_eq!(history.remembered, 50_001);
         assert_eq!(history.problems(), [""; 0]);

@@ -8,17 +8,18 @@ use super::answer::{self, Plan};
 use super::content::{Content, ContentError, content};
 use super::dialog::Dialog;
 use super::events::Events;
-use super::history::History;
+use super::history::{History, Reading};
 use super::id::{self, Id};
+use super::metadata::{Asking, read_metadata};
 use super::recording::{Changing, MediaSession, Opening, Pending, Phase, Recording, Unacknowledged};
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::{
-    Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, SmallFile,
-    contact_uri,
+    Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, contact_uri,
 };
-use crate::clock::{Mono, Now, Wall};
+use crate::clock::{Mono, Now};
 use crate::counters::RefuseCause;
 use crate::limits::{OPEN_TIMEOUT, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
+use crate::proto::metadata::Metadata;
 use crate::proto::sdp::{self, AnswerOrigin, Offer};
 use crate::proto::sip::{HeaderName, Message, Method, NameAddr};
 
@@ -26,7 +27,7 @@ use crate::proto::sip::{HeaderName, Message, Method, NameAddr};
 struct Admitted {
     offer: Offer,
     plans: Vec<Plan>,
-    metadata: Vec<Bytes>,
+    metadata: Vec<Reading>,
     key: RecordingKey,
     pairs: Vec<PortPair>,
 }
@@ -42,7 +43,10 @@ impl Sessions {
     pub(super) fn invite(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
         match self.admit(request) {
             Ok(admitted) => self.open(now, request, admitted, out),
-            Err(refusal) => self.refuse(now, request, &refusal, out),
+            Err(refusal) => {
+                self.note_refused(request.at, &refusal);
+                self.refuse(now, request, &refusal, out);
+            }
         }
     }
 
@@ -51,13 +55,8 @@ impl Sessions {
             return Err(Refusal::unavailable(RefuseCause::Overload, "too many transactions"));
         }
         let content = content(request.message, request.bytes).map_err(bad_content)?;
-        if !is_recording_session(request, &content) {
-            return Err(Refusal::new(
-                403,
-                RefuseCause::NotRecording,
-                "not a recording session: no siprec, +sip.src or rs-metadata",
-            )
-            .warning(399));
+        if let Some(why) = self.no_recording_session(request, &content) {
+            return Err(Refusal::new(403, RefuseCause::NotRecording, why).warning(399));
         }
         if let Some(refusal) = self.no_room() {
             return Err(refusal);
@@ -76,13 +75,17 @@ impl Sessions {
             .ok()
             .filter(|plans| plans.contains(&Plan::Add))
             .ok_or_else(|| not_acceptable(305, "no m-line that can be recorded".to_owned()))?;
+        let metadata = read_metadata(content.metadata, &offer);
+        if let Some(refusal) = metadata.iter().find_map(|reading| self.objection(reading)) {
+            return Err(refusal);
+        }
         let needed = plans.iter().filter(|plan| **plan == Plan::Add).count();
         let no_port = || Refusal::unavailable(RefuseCause::NoPort, "not enough free media ports");
         let reactor = self.ports.roomiest().ok_or_else(no_port)?;
         let no_slot = || Refusal::unavailable(RefuseCause::NoSlot, "as many sessions as are allowed");
         let key = self.slots.vacant(reactor).ok_or_else(no_slot)?;
         let pairs = self.ports.take(reactor, needed).ok_or_else(no_port)?;
-        Ok(Admitted { offer, plans, metadata: content.metadata, key, pairs })
+        Ok(Admitted { offer, plans, metadata, key, pairs })
     }
 
     /// Why no new session can be had, whatever it offers.
@@ -111,7 +114,8 @@ impl Sessions {
         };
         let session = empty.renegotiated(&offer, &plans, pairs, address);
         let (tag, local_tag) = self.new_tag();
-        let ok = self.ok(request, &local_tag, Some(&session.answer));
+        let said = metadata.iter().rev().find_map(Reading::metadata);
+        let ok = self.ok(request, &local_tag, Some(&session.answer), said);
         let trying = self.build(request.message, 100, None, request.flow).finish();
         let mut recording = Box::new(Recording {
             key,
@@ -129,6 +133,7 @@ impl Sessions {
             session,
             history: History::default(),
             events: Events::default(),
+            asking: Asking::new(request.message),
             armed: None,
         });
         let files = self.take_metadata(request.at, &mut recording, metadata);
@@ -231,11 +236,13 @@ impl Sessions {
         if let Some(refusal) = self.glare(key, request, content.sdp.is_some()) {
             return self.refuse(now, request, &refusal, out);
         }
+        if let Err(refusal) = self.admit_metadata(request.at, key, content.metadata, out) {
+            return self.refuse(now, request, &refusal, out);
+        }
         let Some(recording) = self.slots.get_mut(key) else { return };
         recording.dialog.refresh(request.checked.contact);
-        self.file_metadata(request.at, key, content.metadata, out);
         if request.checked.method == Method::Update && content.sdp.is_none() {
-            let ok = self.ok(request, request.checked.to_tag.unwrap_or_default(), None);
+            let ok = self.ok(request, request.checked.to_tag.unwrap_or_default(), None, None);
             return self.respond(now, request, 200, ok, out);
         }
         match self.renegotiate(key, content.sdp) {
@@ -299,7 +306,8 @@ impl Sessions {
         let Some(source) = self.slots.get(key).map(|recording| recording.source) else { return };
         let address = self.media_address(source);
         let local_tag = request.checked.to_tag.unwrap_or_default();
-        let pending = pending(now, request, self.ok(request, local_tag, Some(&session.answer)));
+        let said = self.slots.get(key).and_then(|recording| recording.history.base());
+        let pending = pending(now, request, self.ok(request, local_tag, Some(&session.answer), said));
         if added == 0 && removed.is_empty() {
             if let Some(recording) = self.slots.get_mut(key) {
                 recording.session = session;
@@ -374,16 +382,26 @@ impl Sessions {
         self.publish(key);
     }
 
-    /// The 200 to an INVITE or UPDATE. Only an UPDATE without an offer has no answer.
-    fn ok(&self, request: &Request, local_tag: &str, answer: Option<&[u8]>) -> Bytes {
-        let ok = self
-            .build(request.message, 200, Some(local_tag), request.flow)
-            .record_routes(request.message)
-            .header("Contact", contact(request.message, request.flow))
-            .header("Allow", ALLOW);
-        match answer {
-            Some(answer) => ok.body("application/sdp", answer).finish(),
-            None => ok.finish(),
+    /// The 200 to an INVITE or UPDATE. Only an UPDATE without an offer has no answer. `said` is the metadata that may go
+    /// with it.
+    fn ok(
+        &self,
+        request: &Request,
+        local_tag: &str,
+        answer: Option<&[u8]>,
+        said: Option<&Metadata>,
+    ) -> Bytes {
+        let ok = || {
+            self.build(request.message, 200, Some(local_tag), request.flow)
+                .record_routes(request.message)
+                .header("Contact", contact(request.message, request.flow))
+                .header("Allow", ALLOW)
+        };
+        let Some(answer) = answer else { return ok().finish() };
+        let plain = ok().body("application/sdp", answer).finish();
+        match self.answer_with_metadata(request.flow, local_tag, plain.len(), answer, said) {
+            Some((content_type, body)) => ok().body(&content_type, &body).finish(),
+            None => plain,
         }
     }
 
@@ -399,42 +417,6 @@ impl Sessions {
 
     fn media_address(&self, flow: Flow) -> IpAddr {
         self.rules.media_ip.unwrap_or(flow.local.ip())
-    }
-
-    /// Reads the bodies in their order; what is to be written of them is returned.
-    fn take_metadata(&mut self, at: Wall, recording: &mut Recording, bodies: Vec<Bytes>) -> Vec<SmallFile> {
-        let mut files = Vec::new();
-        for body in bodies {
-            let taken = recording.take_metadata(at, body);
-            self.note_metadata(recording.id, taken.problem);
-            files.extend(taken.file);
-        }
-        files
-    }
-
-    /// Metadata that comes in the dialog.
-    pub(super) fn file_metadata(
-        &mut self,
-        at: Wall,
-        key: RecordingKey,
-        bodies: Vec<Bytes>,
-        out: &mut Vec<Command>,
-    ) {
-        for body in bodies {
-            let Some(recording) = self.slots.get_mut(key) else { return };
-            let taken = recording.take_metadata(at, body);
-            let id = recording.id;
-            self.note_metadata(id, taken.problem);
-            out.extend(taken.file.map(|file| Command::File { key, file }));
-        }
-    }
-
-    fn note_metadata(&mut self, id: Id, problem: Option<String>) {
-        self.counters.metadata_bodies.add(1);
-        if let Some(problem) = problem {
-            self.counters.metadata_not_understood.add(1);
-            self.notices.push(Notice::Metadata { id: id.to_string(), problem });
-        }
     }
 }
 
@@ -458,16 +440,29 @@ fn pending(now: Now, request: &Request, ok: Bytes) -> Pending {
     }
 }
 
-/// RFC 7866 §6.2 asks for both `+sip.src` and `siprec`. SRCs are deployed that send one of them, or `src`, or put them into
-/// the brackets, or send neither with their rs-metadata; what to do with those is ours to say (§6.1.1), and we record.
-fn is_recording_session(request: &Request, content: &Content) -> bool {
-    let siprec = [HeaderName::Require, HeaderName::Supported, HeaderName::ProxyRequire]
-        .into_iter()
-        .any(|field| request.message.tokens(field).any(|tag| tag.eq_ignore_ascii_case("siprec")));
-    let feature = |contact: NameAddr| {
-        ["+sip.src", "src"].iter().any(|name| contact.param(name).or(contact.uri_param(name)).is_some())
-    };
-    siprec || !content.metadata.is_empty() || request.checked.contact.is_some_and(feature)
+impl Sessions {
+    /// Why the request asks for no recording session. RFC 7866 §6.2 wants both `+sip.src` and `siprec`. SRCs are deployed that send
+    /// one of them, or `src`, or put them into the brackets, or send neither with their rs-metadata; what to do with those is
+    /// ours to say (§6.1.1), and we record unless told to keep to the letter.
+    fn no_recording_session(&self, request: &Request, content: &Content) -> Option<&'static str> {
+        let siprec = [HeaderName::Require, HeaderName::Supported, HeaderName::ProxyRequire]
+            .into_iter()
+            .any(|field| request.message.tokens(field).any(|tag| tag.eq_ignore_ascii_case("siprec")));
+        let contact = request.checked.contact;
+        if self.rules.strict_siprec {
+            let src = contact.is_some_and(|contact| contact.param("+sip.src").is_some());
+            return match (siprec, src) {
+                (true, true) => None,
+                (false, _) => Some("not a recording session: no option tag siprec (RFC 7866 6.2)"),
+                (_, false) => Some("not a recording session: no +sip.src in Contact (RFC 7866 6.2)"),
+            };
+        }
+        let feature = |contact: NameAddr| {
+            ["+sip.src", "src"].iter().any(|name| contact.param(name).or(contact.uri_param(name)).is_some())
+        };
+        let session = siprec || !content.metadata.is_empty() || contact.is_some_and(feature);
+        (!session).then_some("not a recording session: no siprec, +sip.src or rs-metadata")
+    }
 }
 
 pub fn bad_content(error: ContentError) -> Refusal {

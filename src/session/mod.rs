@@ -13,9 +13,11 @@ mod content;
 mod dialog;
 mod ending;
 mod events;
+mod finding_log;
 mod history;
 pub mod id;
 mod invite;
+mod metadata;
 mod ports;
 mod recording;
 mod requests;
@@ -40,11 +42,13 @@ use std::time::Duration;
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
 use crate::proto::manifest::{Format, Manifest};
+use crate::proto::metadata::Finding;
 use crate::proto::sdp::Codec;
 use crate::proto::sip::{Message, NameAddr, Start};
 
 use client::Clients;
 use ending::Drain;
+use finding_log::FindingLog;
 use ports::Ports;
 use slots::Slots;
 use table::Table;
@@ -308,6 +312,12 @@ pub struct Rules {
     /// All pairs that were bound at start.
     pub ports: Vec<PortPair>,
     pub reactors: u8,
+    /// RFC 7866 and RFC 7865 to the letter: what breaks a MUST is refused.
+    pub strict_siprec: bool,
+    /// Refusals have a body that says why.
+    pub explain_refusals: bool,
+    /// The 200 says in metadata who takes part.
+    pub answer_metadata: bool,
     /// For Server and User-Agent, and for the manifest: `sipreel/0.1.0`.
     pub product: String,
 }
@@ -315,10 +325,30 @@ pub struct Rules {
 /// A thing worth a log line, once. The shell prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    Started { id: String, call_id: String, peer: SocketAddr, streams: usize },
-    Ended { id: String, call_id: String, cause: String, seconds: u64 },
-    Refused { call_id: String, peer: SocketAddr, code: u16, why: String },
-    Metadata { id: String, problem: String },
+    Started {
+        id: String,
+        call_id: String,
+        peer: SocketAddr,
+        streams: usize,
+    },
+    Ended {
+        id: String,
+        call_id: String,
+        cause: String,
+        seconds: u64,
+    },
+    Refused {
+        call_id: String,
+        peer: SocketAddr,
+        code: u16,
+        why: String,
+    },
+    /// `unlogged` of the same code have passed since the last one.
+    Finding {
+        id: String,
+        finding: Finding,
+        unlogged: u64,
+    },
 }
 
 /// When the control plane wants to be called again.
@@ -345,6 +375,7 @@ pub struct Sessions {
     /// Recordings closed with a manifest whose commit is not reported yet.
     commits_pending: usize,
     notices: Vec<Notice>,
+    finding_log: FindingLog,
     setup_times: Vec<u64>,
 }
 
@@ -364,6 +395,7 @@ impl Sessions {
             drain: Drain::No,
             commits_pending: 0,
             notices: Vec::new(),
+            finding_log: FindingLog::default(),
             setup_times: Vec::new(),
             rules,
             counters,

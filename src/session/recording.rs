@@ -7,14 +7,16 @@ use std::time::Duration;
 use super::answer::Plan;
 use super::dialog::Dialog;
 use super::events::Events;
-use super::history::{History, Taken};
+use super::history::{History, Reading, Taken};
 use super::id::Id;
+use super::metadata::Asking;
 use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal};
 use crate::clock::{Mono, Wall};
 use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
-use crate::proto::manifest::{self, Event, EventKind, Manifest};
+use crate::proto::manifest::{self, Manifest};
+use crate::proto::metadata::Media;
 use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
 use crate::proto::sip::Method;
@@ -36,6 +38,7 @@ pub struct Recording {
     pub history: History,
     /// What changed so far, for the manifest.
     pub events: Events,
+    pub asking: Asking,
     pub armed: Option<Mono>,
 }
 
@@ -300,12 +303,18 @@ impl Recording {
         }
     }
 
-    /// Reads one body of metadata; what it changes is among the events.
-    pub fn take_metadata(&mut self, at: Wall, body: Bytes) -> Taken {
-        let taken = self.history.take(at, body);
-        if let Some(problem) = &taken.problem {
-            self.events.push(Event::new(at, EventKind::MetadataRefused).detail(problem));
-        }
+    /// Reads one body of metadata against what holds.
+    pub fn read_metadata(&self, body: Bytes) -> Reading {
+        let MediaSession { lines, streams, .. } = &self.session;
+        let label = |index: u8| streams[usize::from(index)].offered_label.as_deref();
+        let media: Vec<Media> =
+            lines.iter().map(|line| Media { label: line.and_then(label), used: line.is_some() }).collect();
+        Reading::new(body, self.history.base(), &media)
+    }
+
+    /// Takes one body of metadata in; what it changes is among the events.
+    pub fn take_metadata(&mut self, at: Wall, reading: Reading) -> Taken {
+        let taken = self.history.take(at, reading, &mut self.events);
         self.attribute();
         taken
     }
@@ -350,6 +359,8 @@ impl Recording {
             participants: self.history.participants(),
             streams: self.session.streams.iter().map(Stream::manifest).collect(),
             metadata: self.history.bodies(),
+            findings: self.history.findings(),
+            model: self.history.current().clone(),
             events: self.events.list(),
             problems: [self.session.refused.clone(), self.history.problems(), self.events.problems()]
                 .concat(),

@@ -56,9 +56,10 @@ impl Sessions {
     }
 
     /// The final response to a request of ours.
-    fn answered(&mut self, asker: Asker, _code: u16) {
+    fn answered(&mut self, asker: Asker, code: u16) {
         match asker.purpose {
             Purpose::Bye => {}
+            Purpose::Snapshot => self.snapshot_answered(asker.key, code),
         }
     }
 
@@ -138,7 +139,7 @@ impl Sessions {
         self.note_received(request, out);
         let of_2xx = found.is_none_or(|id| self.transactions.ack(now.mono, id) == Acknowledged::Success);
         if of_2xx {
-            self.ack(request, out);
+            self.ack(now, request, out);
         }
     }
 
@@ -195,6 +196,7 @@ impl Sessions {
             Method::Prack => self.unknown_dialog(now, request, out),
             _ => self.describe(now, request, out),
         }
+        self.ask_for_snapshot(now, key, out);
     }
 
     /// Metadata is taken from INFO too. What else comes so (DTMF, mostly) is in the pcap, and no reason for a refusal.
@@ -205,7 +207,11 @@ impl Sessions {
             return self.refuse(now, request, &refusal.field("Recv-Info", ""), out);
         }
         match content(request.message, request.bytes) {
-            Ok(content) => self.file_metadata(request.at, key, content.metadata, out),
+            Ok(content) => {
+                if let Err(refusal) = self.admit_metadata(request.at, key, content.metadata, out) {
+                    return self.refuse(now, request, &refusal, out);
+                }
+            }
             Err(ContentError::UnsupportedType) => {}
             Err(error) => return self.refuse(now, request, &bad_content(error), out),
         }
@@ -231,7 +237,7 @@ impl Sessions {
     }
 
     /// The ACK of a 2xx: it names the dialog and the CSeq number of its INVITE.
-    fn ack(&mut self, request: &Request, out: &mut Vec<Command>) {
+    fn ack(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
         let Some((key, recording)) = request.owner.and_then(|key| Some((key, self.slots.get_mut(key)?)))
         else {
             return self.counters.stray.add(1);
@@ -246,7 +252,10 @@ impl Sessions {
         }
         self.rearm(key);
         let metadata = content(request.message, request.bytes).unwrap_or_default().metadata;
-        self.file_metadata(request.at, key, metadata, out);
+        if let Err(why) = self.file_metadata(request.at, key, metadata, out) {
+            return self.refuse_by_bye(now, key, &why, out);
+        }
+        self.ask_for_snapshot(now, key, out);
     }
 
     /// The recording that takes requests in the dialog of this request.

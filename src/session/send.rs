@@ -1,6 +1,7 @@
 //! Messages on their way out: each response is counted, kept by its transaction, and part of its recording.
 
 use bytes::Bytes;
+use serde_json::json;
 use std::borrow::Cow;
 
 use super::recording::{Pending, Phase};
@@ -8,8 +9,9 @@ use super::transaction::{Resend, TransactionId};
 use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, id};
 use crate::clock::{Now, Wall};
 use crate::counters::RefuseCause;
-use crate::limits::{RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
-use crate::proto::sip::{Checked, Message, Method, ResponseBuilder, response};
+use crate::limits::{EXPLAINED_FINDINGS_MAX, RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
+use crate::proto::metadata::{Finding, Findings};
+use crate::proto::sip::{Checked, Message, Method, ResponseBuilder, reason_phrase, response};
 
 pub const ALLOW: &str = "INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE, INFO, PRACK";
 pub const ACCEPT: &str =
@@ -38,16 +40,22 @@ pub struct Refusal {
     pub cause: RefuseCause,
     pub why: Cow<'static, str>,
     pub fields: Vec<(&'static str, String)>,
+    /// What is wrong with the metadata, where it is that.
+    pub findings: Option<Box<Findings>>,
 }
 
 impl Refusal {
     pub fn new(code: u16, cause: RefuseCause, why: impl Into<Cow<'static, str>>) -> Refusal {
-        Refusal { code, cause, why: why.into(), fields: Vec::new() }
+        Refusal { code, cause, why: why.into(), fields: Vec::new(), findings: None }
     }
 
     pub fn field(mut self, name: &'static str, value: impl Into<String>) -> Refusal {
         self.fields.push((name, value.into()));
         self
+    }
+
+    pub fn findings(self, findings: &Findings) -> Refusal {
+        Refusal { findings: Some(Box::new(findings.clone())), ..self }
     }
 
     /// The reason also as a Warning (RFC 3261 §20.43): 304 media type, 305 format, 399 anything.
@@ -62,11 +70,30 @@ impl Refusal {
     }
 
     /// The reason phrase says what is wrong where the code alone does not.
-    fn apply(&self, mut response: ResponseBuilder) -> ResponseBuilder {
+    fn apply(&self, mut response: ResponseBuilder, explain: bool) -> ResponseBuilder {
         if matches!(self.code, 400 | 505) {
             response = response.reason(&self.why);
         }
-        self.fields.iter().fold(response, |response, (name, value)| response.header(name, value))
+        let response =
+            self.fields.iter().fold(response, |response, (name, value)| response.header(name, value));
+        if explain { response.body("application/problem+json", self.problem().as_bytes()) } else { response }
+    }
+
+    /// RFC 9457, as far as it fits SIP.
+    fn problem(&self) -> String {
+        let findings = self.findings.iter().flat_map(|findings| findings.iter()).take(EXPLAINED_FINDINGS_MAX);
+        let finding = |finding: &Finding| {
+            let Finding { code, element, value, times } = finding;
+            json!({
+                "code": code.text(), "severity": code.severity(), "element": element, "value": value, "times": times,
+                "source": code.source(), "rule": code.rule(),
+            })
+        };
+        json!({
+            "title": reason_phrase(self.code), "status": self.code, "cause": self.cause.text(), "detail": self.why,
+            "findings": findings.map(finding).collect::<Vec<_>>(),
+        })
+        .to_string()
     }
 }
 
@@ -106,7 +133,7 @@ impl Sessions {
     pub(super) fn refuse(&mut self, now: Now, request: &Request, refusal: &Refusal, out: &mut Vec<Command>) {
         let tag = self.stateless_tag(request.bytes);
         let response = self.build(request.message, refusal.code, Some(&tag), request.flow);
-        let bytes = refusal.apply(response).finish();
+        let bytes = refusal.apply(response, self.rules.explain_refusals).finish();
         if request.checked.method == Method::Invite {
             self.note_refusal(
                 refusal,
@@ -133,7 +160,7 @@ impl Sessions {
         };
         let (Ok(message), Some(recording)) = (parsed, self.slots.get(key)) else { return };
         let response = self.build(&message, refusal.code, Some(&recording.dialog.local_tag), pending.flow);
-        let bytes = refusal.apply(response).finish();
+        let bytes = refusal.apply(response, self.rules.explain_refusals).finish();
         let (call_id, initial) = (recording.dialog.call_id.clone(), !recording.established());
         self.note_refusal(refusal, &call_id, pending.flow, initial);
         self.respond_pending(now, key, pending, refusal.code, bytes, out);

@@ -37,6 +37,8 @@ pub enum Command {
     /// Exit code: 0 nothing worse than a note, 1 warnings, 2 something that will fail or lose packets (or flags that
     /// cannot work). It changes nothing; it writes to the disk for two seconds, and leaves nothing on it.
     Doctor(DoctorArgs),
+    /// Explain the codes of findings about metadata: what is wrong, how much it matters, what the RFC says
+    Explain(ExplainArgs),
     /// Record 20 calls on loopback, prove the recordings, and show how to listen to them
     Demo(DemoArgs),
 }
@@ -76,6 +78,13 @@ pub struct DoctorArgs {
     /// One JSON object: the machine, counts by level, and the findings, the worst first
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ExplainArgs {
+    /// A code, or how one begins: `metadata.participant` [default: all]
+    #[arg(value_name = "CODE")]
+    pub code: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -145,6 +154,26 @@ pub struct RecordArgs {
     /// from; it shows the SRC what is lost on the way. `off` when a firewall or a test counts every packet.
     #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value = "on")]
     pub rtcp_reports: Switch,
+
+    /// Keep SRCs to the letter of RFC 7866 and RFC 7865: refuse what breaks a MUST
+    ///
+    /// An INVITE then needs +sip.src and the option tag siprec, and metadata that has an error or worse is refused with
+    /// 488 and a Warning that names it. Without this flag calls are recorded whatever their metadata is: most deployed SRCs
+    /// break some rule. `sipreel explain` lists the rules.
+    #[arg(long)]
+    pub strict_siprec: bool,
+
+    /// Put into refusals a body that says why: application/problem+json
+    ///
+    /// For those who bring an SRC into service. It makes refusals longer, and some SRCs do not expect a body there.
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value = "off")]
+    pub explain_refusals: Switch,
+
+    /// Answer with SDP and metadata of the participants, for SRCs that expect it
+    ///
+    /// Others take a multipart answer for none. On UDP the metadata is left out where the 200 would not fit one packet.
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value = "off")]
+    pub answer_metadata: Switch,
 
     /// How long a port pair rests before its next call
     ///

@@ -82,6 +82,9 @@ impl Config {
             block_size: block_size(args.block_size)?,
             flush_interval: flush_interval(args.flush_interval)?,
             rtcp_reports: args.rtcp_reports == Switch::On,
+            strict_siprec: args.strict_siprec,
+            explain_refusals: args.explain_refusals == Switch::On,
+            answer_metadata: args.answer_metadata == Switch::On,
             product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
             // Last, because it leaves a directory behind.
             dir: directory(&args.dir)?,

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use cli::{Cli, ClientArgs, Command, DemoArgs, Ports, RecordArgs};
+use cli::{Cli, ClientArgs, Command, DemoArgs, ExplainArgs, Ports, RecordArgs};
 use config::{Config, Host, Listed, Refusal};
 use signals::Ending;
 use stats::Identity;
@@ -24,6 +24,7 @@ use stats_socket::{Claim, Server, Unavailable};
 
 use crate::engine::{Outcome, Recorder, StartError, cpu};
 use crate::limits::BYE_GRACE;
+use crate::proto::metadata::Code;
 
 /// Flags that cannot work: the same code as clap's for flags that cannot be read. A restart does not help.
 const EXIT_REFUSED: u8 = 2;
@@ -37,6 +38,7 @@ pub fn run(cli: &Cli, demo: impl FnOnce(&DemoArgs) -> ExitCode) -> ExitCode {
         Command::Stats(args) => ask(args, stats_client::stats, stats_client::stats_table),
         Command::Sessions(args) => ask(args, stats_client::sessions, stats_client::sessions_table),
         Command::Doctor(args) => doctor::run(args),
+        Command::Explain(args) => explain(args),
         Command::Demo(args) => demo(args),
     }
 }
@@ -186,6 +188,24 @@ fn ask(
     }
 }
 
+fn explain(args: &ExplainArgs) -> ExitCode {
+    let start = args.code.as_deref().unwrap_or_default();
+    match explained(start) {
+        text if text.is_empty() => {
+            complain(&format!("no code begins with {start}: `sipreel explain` lists all"))
+        }
+        text => print(&text),
+    }
+}
+
+fn explained(start: &str) -> String {
+    let codes = Code::ALL.iter().filter(|code| code.text().starts_with(start));
+    let entry = |code: &Code| {
+        format!("{}  {}  {}\n    {}\n", code.text(), code.severity().text(), code.source(), code.rule())
+    };
+    codes.map(entry).collect()
+}
+
 /// A reader that has seen enough (`| head`) is no failure.
 fn print(text: &str) -> ExitCode {
     let mut stdout = io::stdout().lock();
@@ -218,6 +238,14 @@ impl Display for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn codes_are_explained_by_how_they_begin() {
+        let aor = explained("metadata.participant.missing-aor");
+        assert!(aor.starts_with("metadata.participant.missing-aor  error  RFC 7865"), "{aor}");
+        assert_eq!(explained("").lines().count(), 2 * Code::ALL.len());
+        assert_eq!(explained("nothing"), "");
+    }
 
     #[test]
     fn addresses_in_one_field() {

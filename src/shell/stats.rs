@@ -14,6 +14,7 @@ use super::stats_socket::{Answer, Query};
 use crate::clock::{Now, Wall};
 use crate::counters::{Counter, DropCause, ReactorCounters, RefuseCause, SessionCounters};
 use crate::engine::{Gauges, cpu};
+use crate::proto::metadata::Code;
 use crate::proto::sip::Method;
 use crate::session::table;
 
@@ -121,6 +122,10 @@ pub struct Recordings {
     pub incomplete: u64,
     pub metadata_bodies: u64,
     pub metadata_not_understood: u64,
+    /// Findings about metadata by code; codes never found are absent.
+    pub metadata_findings: BTreeMap<String, u64>,
+    /// UPDATEs that asked an SRC for everything.
+    pub snapshots_requested: u64,
 }
 
 /// `received = recorded + staged + dropped_total`, and staged is 0 at a quiet moment.
@@ -306,12 +311,18 @@ impl Sip {
 
 impl Recordings {
     fn new(session: &SessionCounters) -> Recordings {
+        let findings = Code::ALL.iter().zip(&session.findings);
         Recordings {
             committed: session.committed.get(),
             commits_failed: session.commits_failed.get(),
             incomplete: session.incomplete.get(),
             metadata_bodies: session.metadata_bodies.get(),
             metadata_not_understood: session.metadata_not_understood.get(),
+            snapshots_requested: session.snapshots_requested.get(),
+            metadata_findings: findings
+                .map(|(code, counter)| (code.text().to_owned(), counter.get()))
+                .filter(|(_, found)| *found > 0)
+                .collect(),
         }
     }
 }

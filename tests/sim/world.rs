@@ -93,6 +93,9 @@ impl Plan {
                 .flat_map(|r| (0..self.pairs).map(move |index| pair(r, index)))
                 .collect(),
             reactors: self.reactors,
+            strict_siprec: false,
+            explain_refusals: false,
+            answer_metadata: false,
             product: "sipreel/sim".to_owned(),
         }
     }

@@ -356,7 +356,7 @@ fn metadata_that_cannot_be_understood_is_kept_and_flagged() {
     assert!(manifest.metadata[0].problem.is_some());
     assert_eq!(manifest.participants.len(), 2);
     assert_eq!((r.counters.metadata_bodies.get(), r.counters.metadata_not_understood.get()), (2, 1));
-    assert!(r.sessions.take_notices().iter().any(|notice| matches!(notice, Notice::Metadata { .. })));
+    assert!(r.sessions.take_notices().iter().any(|notice| matches!(notice, Notice::Finding { .. })));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod calls;
 mod changes;
+mod metadata;
 mod refusals;
 mod updates;
 
@@ -48,6 +49,9 @@ impl Recorder {
             media_ip: None,
             ports,
             reactors: 2,
+            strict_siprec: false,
+            explain_refusals: false,
+            answer_metadata: false,
             product: "sipreel/test".to_owned(),
         };
         let counters = Arc::new(SessionCounters::default());
