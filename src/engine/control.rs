@@ -128,7 +128,7 @@ fn found(id: &str, finding: &Finding, unlogged: u64) {
                 value,
                 source,
                 unlogged,
-                "metadata not understood; kept as received: {rule}"
+                "metadata not understood: {rule}"
             );
         }
         Severity::Error | Severity::Warning => {

@@ -196,7 +196,7 @@ impl Sessions {
             Method::Prack => self.unknown_dialog(now, request, out),
             _ => self.describe(now, request, out),
         }
-        self.ask_for_snapshot(now, key, out);
+        self.ask_for_snapshot(now, key, request, out);
     }
 
     /// Metadata is taken from INFO too. What else comes so (DTMF, mostly) is in the pcap, and no reason for a refusal.
@@ -255,7 +255,7 @@ impl Sessions {
         if let Err(why) = self.file_metadata(request.at, key, metadata, out) {
             return self.refuse_by_bye(now, key, &why, out);
         }
-        self.ask_for_snapshot(now, key, out);
+        self.ask_for_snapshot(now, key, request, out);
     }
 
     /// The recording that takes requests in the dialog of this request.

@@ -178,8 +178,10 @@ fn write_planes(page: &mut String, stats: &Stats) -> fmt::Result {
         page,
         "metadata",
         &format!(
-            "{} bodies, {} not understood",
-            recordings.metadata_bodies, recordings.metadata_not_understood
+            "{} bodies, {} not understood, {} findings",
+            recordings.metadata_bodies,
+            recordings.metadata_not_understood,
+            recordings.metadata_findings.values().sum::<u64>()
         ),
     )
 }

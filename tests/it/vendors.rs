@@ -65,7 +65,7 @@ fn every_src_is_recorded() {
         "sems",
         "netsapiens",
     ];
-    for (n, name) in names.iter().enumerate() {
+    for (n, name) in names.into_iter().enumerate() {
         let streams = call(&recorder, name);
         assert!(streams > 0, "{name}");
         let recording = recorder.committed(n + 1).remove(n);
@@ -79,8 +79,45 @@ fn every_src_is_recorded() {
         assert_eq!(packets, vec![5; streams as usize], "{name}");
         assert_eq!(recording.manifest["metadata"][0]["understood"], true, "{name}");
         assert_ne!(recording.manifest["participants"], serde_json::json!([]), "{name}");
+        assert_eq!(
+            recording.manifest["events"][0]["at"], recording.manifest["metadata"][0]["received"],
+            "{name}"
+        );
+        let findings = recording.manifest["findings"].as_array().unwrap();
+        assert_eq!(findings.is_empty(), ["rfc7866", "sems"].contains(&name), "{name}: {findings:?}");
+        assert!(findings.iter().all(|finding| finding["severity"] != "critical"), "{name}: {findings:?}");
     }
-    recorder.quiet();
+    let stats = recorder.quiet();
+    assert_eq!(stats["recordings"]["metadata_findings"]["metadata.stream.mixed"], 1);
+    recorder.stop();
+}
+
+/// To the letter of RFC 7866 §6.2 and of RFC 7865, few are.
+#[test]
+fn strict_takes_those_who_keep_to_the_letter() {
+    let mut recorder = Setup::new().flag("--strict-siprec", "--explain-refusals=on").start();
+    for (name, code, why) in [
+        ("broadworks", 403, "option tag siprec"),
+        ("metaswitch", 488, "metadata.namespace.other"),
+        ("avaya-sbce", 403, "+sip.src"),
+        ("cisco-cube", 488, "metadata.participantstreamassoc.participant-unknown"),
+        ("oracle", 488, "metadata.namespace.other"),
+        ("opensips", 403, "+sip.src"),
+    ] {
+        let mut wire = Wire::tcp(recorder.tcp);
+        wire.send(invite(name));
+        let refused = wire.final_response("INVITE");
+        assert_eq!(refused.code(), code, "{name}: {}", refused.start);
+        assert!(refused.header("Warning").unwrap().contains(why), "{name}: {refused:?}");
+        let problem: serde_json::Value = serde_json::from_str(&refused.body).unwrap();
+        assert_eq!(problem["status"], code, "{name}");
+    }
+    for name in ["rfc7866", "sems", "netsapiens"] {
+        assert!(call(&recorder, name) > 0, "{name}");
+    }
+    recorder.committed(3);
+    let stats = recorder.quiet();
+    assert_eq!(stats["sessions"]["refused"]["bad_metadata"], 3);
     recorder.stop();
 }
 
