@@ -101,6 +101,73 @@ causes! {
     }
 }
 
+causes! {
+    /// Why a connection was not taken.
+    ConnectionRefusal {
+        /// The kernel gave none: no descriptors, or it was gone already.
+        Accept = "accept_failed",
+        /// There are as many as there may be.
+        Total = "connections_max",
+        /// Its source has as many as one may have.
+        PerSource = "connections_per_source",
+        /// TLS: too many handshakes begin at once.
+        HandshakeRate = "handshake_rate",
+    }
+}
+
+causes! {
+    /// Why a connection ended.
+    ConnectionEnd {
+        /// The peer closed it.
+        Peer = "peer",
+        /// It was reset, or it broke.
+        Reset = "reset",
+        /// Neither message nor keepalive for `limits::TCP_IDLE_TIMEOUT`.
+        Idle = "idle",
+        /// A message, or the first one, took too long.
+        MessageTime = "message_time",
+        HandshakeTime = "handshake_time",
+        /// TLS has failed.
+        Tls = "tls",
+        /// What came could not be framed.
+        Unframeable = "unframeable",
+        /// The peer does not read what it is sent.
+        NotReading = "not_reading",
+        /// Control had no room for a message of it.
+        Overload = "overload",
+        /// Control wanted it so.
+        Asked = "asked",
+    }
+}
+
+causes! {
+    /// Why TLS came to nothing.
+    HandshakeFailure {
+        /// The peer speaks neither TLS 1.2 nor 1.3.
+        Version = "version",
+        /// No cipher suite, group or signature that both know.
+        NothingInCommon = "nothing_in_common",
+        NoCertificate = "no_certificate",
+        CertificateExpired = "certificate_expired",
+        /// Of an unknown CA, not for clients, or broken.
+        CertificateRefused = "certificate_refused",
+        /// The peer does not like us.
+        Alert = "alert",
+        NotTls = "not_tls",
+        Protocol = "protocol",
+        Time = "time",
+        /// The peer went away.
+        Abandoned = "abandoned",
+    }
+}
+
+causes! {
+    TlsVersion {
+        V1_2 = "1.2",
+        V1_3 = "1.3",
+    }
+}
+
 /// What one reactor counts. It is the only writer.
 #[derive(Debug)]
 pub struct ReactorCounters {
@@ -136,19 +203,23 @@ pub struct ReactorCounters {
     pub sip_sent: Counter,
     pub sip_send_errors: Counter,
     pub tcp_accepted: Counter,
-    pub tcp_refused: Counter,
+    /// tcp_accepted = tcp_open + Σ connections_closed, TLS or not.
     pub tcp_open: Counter,
-    /// Connections closed because what came could not be framed.
-    pub tcp_unframeable: Counter,
-    /// Connections closed for want of progress.
-    pub tcp_timeout: Counter,
+    pub connections_refused: [Counter; ConnectionRefusal::COUNT],
+    pub connections_closed: [Counter; ConnectionEnd::COUNT],
+    /// Handshakes that are done, by version, and those of them that went on with an older session's secrets.
+    pub tls_handshakes: [Counter; TlsVersion::COUNT],
+    pub tls_resumed: Counter,
+    pub tls_failed: [Counter; HandshakeFailure::COUNT],
+    /// Keepalives of connections that were answered (RFC 5626 §4.4.1).
+    pub keepalives: Counter,
     /// Completions of operations whose slot has moved on.
     pub stale_completions: Counter,
 }
 
 impl Default for ReactorCounters {
     fn default() -> Self {
-        // Every field is a `Counter`, and the array has no `Default` of its own length.
+        // Every field is a `Counter`, and the arrays have no `Default` of their own lengths.
         ReactorCounters {
             dropped: [const { Counter::new() }; DropCause::COUNT],
             packets: Counter::new(),
@@ -173,10 +244,13 @@ impl Default for ReactorCounters {
             sip_sent: Counter::new(),
             sip_send_errors: Counter::new(),
             tcp_accepted: Counter::new(),
-            tcp_refused: Counter::new(),
             tcp_open: Counter::new(),
-            tcp_unframeable: Counter::new(),
-            tcp_timeout: Counter::new(),
+            connections_refused: [const { Counter::new() }; ConnectionRefusal::COUNT],
+            connections_closed: [const { Counter::new() }; ConnectionEnd::COUNT],
+            tls_handshakes: [const { Counter::new() }; TlsVersion::COUNT],
+            tls_resumed: Counter::new(),
+            tls_failed: [const { Counter::new() }; HandshakeFailure::COUNT],
+            keepalives: Counter::new(),
             stale_completions: Counter::new(),
         }
     }
@@ -208,6 +282,8 @@ pub struct SessionCounters {
     /// UPDATEs that asked for a complete description.
     pub snapshots_requested: Counter,
     pub ack_timeouts: Counter,
+    /// Sessions that we ended and whose SRC could not be told: its connection is gone, and it has no other.
+    pub byes_unsent: Counter,
     pub ports_free: Counter,
     pub ports_used: Counter,
     pub ports_cooling: Counter,
@@ -238,6 +314,7 @@ impl Default for SessionCounters {
             findings: [const { Counter::new() }; FINDING_CODES_MAX],
             snapshots_requested: Counter::new(),
             ack_timeouts: Counter::new(),
+            byes_unsent: Counter::new(),
             ports_free: Counter::new(),
             ports_used: Counter::new(),
             ports_cooling: Counter::new(),

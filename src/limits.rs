@@ -144,16 +144,35 @@ pub const SIP_BUFFER_SIZE: usize = 68 * 1024;
 /// Receive buffers for TCP connections, per reactor.
 pub const TCP_BUFFERS: u16 = 256;
 pub const TCP_BUFFER_SIZE: usize = 8 * 1024;
-/// TCP connections per reactor; an SBC opens a handful.
-pub const TCP_CONNECTIONS: usize = 512;
+/// SIP connections in all, TCP and TLS, and slots of each reactor, since the kernel may give all to one. An SBC opens a handful;
+/// half of `DESCRIPTORS_RESERVED`, so that they never take what files need.
+pub const TCP_CONNECTIONS: usize = 1_024;
+/// Connections of one source, unless --max-connections-per-source says otherwise: more than any SBC opens, a quarter of all.
+pub const CONNECTIONS_PER_SOURCE: usize = 256;
+/// TLS handshakes that may begin per reactor and second: one costs up to a millisecond (RSA 2048), in which nothing else is done, so
+/// that a flood of them takes a fifth of a core.
+pub const TLS_HANDSHAKES_PER_SECOND: u32 = 200;
+/// From accept to the end of the TLS handshake; two round trips and a slow HSM fit many times.
+pub const TLS_HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// One file of --tls-cert, --tls-key, --tls-client-ca: a whole bundle of public CAs has 250 KB.
+pub const TLS_FILE_MAX: u64 = 4 * 1024 * 1024;
+/// Names of one peer's certificate that are kept, and bytes of one: a SIP URI or a DNS name (255, RFC 1035).
+pub const CERTIFICATE_NAMES_MAX: usize = 16;
+pub const CERTIFICATE_NAME_MAX: usize = 256;
+/// How often a reactor says in the log that a handshake failed; all are counted.
+pub const TLS_FAILURE_LOG: Duration = Duration::from_secs(1);
 /// Bytes waiting to be sent on one TCP connection; a peer that does not read is disconnected.
 pub const TCP_SEND_QUEUE: usize = 1024 * 1024;
 /// Bytes of one send: all that a turn's commands queue on one connection, as a rule.
 pub const TCP_SEND_AT_ONCE: usize = 256 * 1024;
 /// Messages among them: small ones cost more than their bytes.
 pub const TCP_SENDS_QUEUED: usize = 4_096;
-/// A TCP peer that has begun a message must finish it within this time.
-pub const TCP_MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A TCP peer that has begun a message must finish it within this time: the largest one has 600 KB.
+pub const TCP_MESSAGE_TIMEOUT: Duration = Duration::from_secs(15);
+/// A peer that has closed its side gets answers for this long: that of a transaction.
+pub const TCP_HALF_CLOSED_TIME: Duration = TRANSACTION_TIMEOUT;
+/// How long a connection that we close waits for its peer to take what is queued.
+pub const TCP_CLOSE_TIME: Duration = Duration::from_secs(5);
 /// A TCP connection without a message or keepalive for this long is closed; RFC 5626 §4.4.1 keepalives come every 95-120 s.
 pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
 /// How long a reactor runs at a time when others want its core, and so how soon it is given it: the least that Linux takes.

@@ -102,8 +102,13 @@ impl Control {
 
 fn log(notice: &Notice) {
     match notice {
-        Notice::Started { id, call_id, peer, streams } => {
-            tracing::info!(recording = id, call_id, %peer, streams, "recording started");
+        Notice::Started { id, call_id, peer, transport, certificate, streams } => {
+            let names = certificate.as_ref().map(|certificate| certificate.names.join(", "));
+            let transport = transport.name();
+            tracing::info!(recording = id, call_id, %peer, transport, certificate = names, streams, "recording started");
+        }
+        Notice::HandshakeFailed { peer, why } => {
+            tracing::warn!(%peer, why, "TLS with a peer failed");
         }
         Notice::Ended { id, call_id, cause, seconds } => {
             tracing::info!(recording = id, call_id, cause, seconds, "recording ended");

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
+use rustls::ServerConfig;
 
 use super::recordings::guests::Handover;
 use crate::limits;
@@ -24,6 +25,8 @@ pub enum Letter {
     Opened(Opened),
     /// From another reactor.
     Handover(Handover),
+    /// Handshakes that begin from now on have this certificate.
+    Identity(Arc<ServerConfig>),
     /// Nothing more will come: send what is queued, then end.
     Stop,
 }
@@ -60,7 +63,7 @@ pub fn mailbox() -> io::Result<(Mailbox, Inbox)> {
 }
 
 impl Mailbox {
-    /// Waits when the box is full: only control and directory threads call this, and a reactor never waits for them.
+    /// Waits when the box is full: only control and directory threads and the shell call this, and a reactor never waits for them.
     /// A reactor that has ended takes nothing more, which only happens once everything is committed.
     pub fn put(&self, letter: Letter) {
         let letter = match self.letters.try_send(letter) {

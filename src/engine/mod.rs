@@ -11,7 +11,9 @@ pub mod blocks;
 mod bpf;
 mod buffers;
 mod capability;
+mod census;
 mod commit;
+mod connection;
 mod control;
 pub mod cpu;
 mod datagram;
@@ -34,6 +36,7 @@ mod recordings;
 mod reports;
 mod ring;
 mod tcp;
+pub mod tls;
 mod udp;
 
 use std::fmt;
@@ -48,6 +51,7 @@ use crossbeam::channel::{Sender, bounded};
 use hdrhistogram::Histogram;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rustls::ServerConfig;
 use socket2::Socket;
 
 use crate::counters::{ReactorCounters, SessionCounters};
@@ -58,9 +62,10 @@ use crate::session::{Event, PortPair, Rules, Sessions};
 
 use blocks::Pool;
 use capability::Capability;
+use census::Census;
 use control::Control;
 use disk::Files;
-use mailbox::Inbox;
+use mailbox::{Inbox, Letter, Mailbox};
 use media_source::{Attached, Kind, Part, Request};
 use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
@@ -68,6 +73,7 @@ use recordings::guests::Neighbours;
 use recordings::{Recordings, Storage};
 use reports::Reports;
 use ring::Ring;
+use tls::identity::{Identity, IdentityFiles, Unusable};
 
 /// What the recorder is to do; the shell has checked that it makes sense.
 #[derive(Clone, Debug)]
@@ -76,6 +82,11 @@ pub struct Settings {
     /// Port 0: the kernel chooses; [`Recorder::sip_udp`] tells.
     pub sip_udp: Vec<SocketAddr>,
     pub sip_tcp: Vec<SocketAddr>,
+    /// Not without `tls`.
+    pub sip_tls: Vec<SocketAddr>,
+    pub tls: Option<IdentityFiles>,
+    /// Connections that one source may have.
+    pub connections_per_source: usize,
     pub media_ip: Option<IpAddr>,
     /// First (even) and last (odd) media port.
     pub media_ports: (u16, u16),
@@ -158,10 +169,21 @@ impl Gauges {
     }
 }
 
+/// What [`Recorder::reload`] has read.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// There is nothing to read.
+    Nothing,
+    Identity {
+        warnings: Vec<String>,
+    },
+}
+
 /// A running recorder.
 pub struct Recorder {
     pub sip_udp: Vec<SocketAddr>,
     pub sip_tcp: Vec<SocketAddr>,
+    pub sip_tls: Vec<SocketAddr>,
     pub port_pairs: usize,
     pub sessions_max: usize,
     /// Not `Auto`.
@@ -171,6 +193,8 @@ pub struct Recorder {
     /// What works less well than asked for.
     pub warnings: Vec<String>,
     pub gauges: Gauges,
+    tls: Option<IdentityFiles>,
+    mailboxes: Vec<Mailbox>,
     events: Sender<Event>,
     control: JoinHandle<Outcome>,
     others: Vec<JoinHandle<()>>,
@@ -188,9 +212,14 @@ impl Recorder {
         let direct = writable(&settings.dir)?;
         let reactors = settings.cores.len();
         let plan = Plan::new(settings, descriptors);
-        let mut warnings = Vec::new();
+        let identity = settings.tls.as_ref().map(IdentityFiles::load).transpose();
+        let identity = identity.map_err(|unusable| StartError(unusable.to_string()))?;
+        let mut warnings: Vec<String> =
+            identity.iter().flat_map(|identity| identity.warnings.clone()).collect();
         let sip_udp = listeners(&settings.sip_udp, "UDP", |address| udp::bind(address, reactors))?;
         let sip_tcp = listeners(&settings.sip_tcp, "TCP", |address| tcp::bind(address, reactors))?;
+        let sip_tls = listeners(&settings.sip_tls, "TLS", |address| tcp::bind(address, reactors))?;
+        let census = Arc::new(Census::new(settings.connections_per_source));
         let media = plan.request(settings).make()?;
         warnings.extend(media.warnings);
         warnings.extend(plan.too_few(media.kind));
@@ -243,6 +272,7 @@ impl Recorder {
         let mut parts = Vec::new();
         let (sip_udp, mut sip_udp_sockets) = by_reactor(sip_udp, reactors);
         let (sip_tcp, mut sip_tcp_sockets) = by_reactor(sip_tcp, reactors);
+        let (sip_tls, mut sip_tls_sockets) = by_reactor(sip_tls, reactors);
         let cname = reports::cname();
         for (index, part) in media.parts.into_iter().enumerate() {
             let (mailbox, inbox) =
@@ -261,10 +291,11 @@ impl Recorder {
                 part,
                 sessions: sessions_max,
                 udp: std::mem::take(&mut sip_udp_sockets[index]),
-                tcp: std::mem::take(&mut sip_tcp_sockets[index])
-                    .into_iter()
-                    .map(|(socket, _)| socket)
+                streams: stream_listeners(&mut sip_tcp_sockets[index], false)
+                    .chain(stream_listeners(&mut sip_tls_sockets[index], true))
                     .collect(),
+                tls: identity.as_ref().map(|identity| identity.config.clone()),
+                census: census.clone(),
                 inbox,
                 direct,
                 block_size: settings.block_size,
@@ -315,18 +346,26 @@ impl Recorder {
             product: settings.product.clone(),
         };
         let sessions = Sessions::new(rules, session, table, StdRng::from_os_rng());
-        let control =
-            Control { sessions, events: incoming, reactors: mailboxes, setup, outcome: Outcome::default() };
+        let control = Control {
+            sessions,
+            events: incoming,
+            reactors: mailboxes.clone(),
+            setup,
+            outcome: Outcome::default(),
+        };
         let control = spawn("control", move || control.run())?;
         Ok(Recorder {
             sip_udp,
             sip_tcp,
+            sip_tls,
             port_pairs,
             sessions_max,
             media_source: media.kind,
             media_source_account: media.account,
             warnings,
             gauges,
+            tls: settings.tls.clone(),
+            mailboxes,
             events,
             control,
             others,
@@ -339,6 +378,18 @@ impl Recorder {
     pub fn drain(&self, grace: Duration) {
         // Fails only when control has ended already.
         let _ = self.events.send(Event::Drain { grace });
+    }
+
+    /// Reads certificate, key and client CAs again, for handshakes that begin from now on: what is wrong with the new ones, if
+    /// anything. When they cannot be used, the old ones go on.
+    pub fn reload(&self) -> Result<Reloaded, Unusable> {
+        let Some(files) = &self.tls else { return Ok(Reloaded::Nothing) };
+        let Identity { config, warnings } = files.load()?;
+        for mailbox in &self.mailboxes {
+            mailbox.put(Letter::Identity(config.clone()));
+            mailbox.ring_bell();
+        }
+        Ok(Reloaded::Identity { warnings })
     }
 
     /// Waits until a drain is complete: everything written, renamed, synced.
@@ -460,6 +511,10 @@ fn by_reactor(listening: Vec<Listening>, reactors: usize) -> (Vec<SocketAddr>, V
     (addresses, parts)
 }
 
+fn stream_listeners(sockets: &mut Vec<Listener>, tls: bool) -> impl Iterator<Item = tcp::Listener> {
+    std::mem::take(sockets).into_iter().map(move |(socket, _)| tcp::Listener { socket, tls })
+}
+
 /// What a reactor is made of; the ring is made on its own thread.
 struct Parts {
     index: u8,
@@ -468,7 +523,9 @@ struct Parts {
     part: Part,
     sessions: usize,
     udp: Vec<(Socket, SocketAddr)>,
-    tcp: Vec<Socket>,
+    streams: Vec<tcp::Listener>,
+    tls: Option<Arc<ServerConfig>>,
+    census: Arc<Census>,
     inbox: Inbox,
     direct: bool,
     block_size: usize,
@@ -480,7 +537,7 @@ struct Parts {
     events: Sender<Event>,
     jobs: Sender<directory::Job>,
     /// Of all reactors, where packets of a port may come to any of them.
-    neighbours: Vec<mailbox::Mailbox>,
+    neighbours: Vec<Mailbox>,
 }
 
 impl Parts {
@@ -492,7 +549,14 @@ impl Parts {
         let mut ring = Ring::new((sockets + self.files) as u32)?;
         let media = self.part.arm(&mut ring)?;
         let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
-        let tcp = tcp::Connections::arm(self.index, self.tcp, &mut ring, self.counters.clone())?;
+        let tcp = tcp::Connections::arm(
+            self.index,
+            self.streams,
+            self.tls,
+            self.census,
+            &mut ring,
+            self.counters.clone(),
+        )?;
         let files =
             Files::new(self.index, sockets as u32, self.files, self.write_latency, self.counters.clone());
         let neighbours = Neighbours::new(self.index, self.neighbours);

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::ring::{Completion, Kind, Ring, Token};
 use super::tcp::{Arrival, Connections};
 use super::udp::Listeners;
 use crate::clock::{Mono, Now, Wall};
-use crate::counters::ReactorCounters;
+use crate::counters::{ConnectionEnd, ReactorCounters};
 use crate::limits;
 use crate::session::{Command, Event, Flow, Transport};
 
@@ -49,12 +50,14 @@ pub struct Clock {
     tick_due: Mono,
     busy_until: Mono,
     stop_at: Option<Mono>,
+    /// When a failed handshake was last told of.
+    complained: Option<Mono>,
 }
 
 impl Clock {
     pub fn start() -> Clock {
         let now = cpu::now();
-        Clock { now, tick_due: now.mono, busy_until: now.mono, stop_at: None }
+        Clock { now, tick_due: now.mono, busy_until: now.mono, stop_at: None, complained: None }
     }
 }
 
@@ -92,6 +95,16 @@ impl Outbox {
             self.kept.push_back(event);
         }
         room
+    }
+
+    /// Passes on what is to be known before the messages that come after it.
+    fn in_order(&mut self, event: Event) {
+        if !self.kept.is_empty() {
+            return self.kept.push_back(event);
+        }
+        if let Err(TrySendError::Full(event)) = self.events.try_send(event) {
+            self.kept.push_back(event);
+        }
     }
 
     /// Passes on what is kept and then what is fresh, as far as there is room.
@@ -255,9 +268,15 @@ impl Reactor {
             match arrival {
                 Arrival::Message { flow, bytes } => {
                     if !self.message(flow, bytes, self.clock.now.wall) {
-                        self.tcp.disconnect(&flow, &mut self.ring, &mut self.outbox.arrivals)?;
+                        let Reactor { tcp, ring, outbox, clock, .. } = self;
+                        let now = clock.now.mono;
+                        tcp.disconnect(&flow, ConnectionEnd::Overload, now, ring, &mut outbox.arrivals)?;
                     }
                 }
+                Arrival::Secured { flow, certificate } => {
+                    self.outbox.in_order(Event::Secured { flow, certificate });
+                }
+                Arrival::HandshakeFailed { peer, why } => self.complain(peer, why),
                 Arrival::Disconnected(connection) => {
                     let reactor = self.udp.reactor();
                     self.outbox.fresh.push(Event::Disconnected { reactor, connection });
@@ -284,6 +303,7 @@ impl Reactor {
                 Ok(Letter::Handover(handover)) => {
                     self.recordings.handed_over(&mut self.ring, handover, self.clock.now)?;
                 }
+                Ok(Letter::Identity(config)) => self.tcp.renew(config),
                 Ok(Letter::Stop) => self.clock.stop_at = Some(self.clock.now.mono + limits::STOP_GRACE),
                 Err(_) => break,
             }
@@ -302,7 +322,7 @@ impl Reactor {
             Command::File { key, file } => recordings.small_file(key, file),
             Command::Close(close) => recordings.close(*close, now, &mut outbox.fresh),
             Command::Disconnect { flow } => {
-                tcp.disconnect(&flow, ring, &mut outbox.arrivals)?;
+                tcp.disconnect(&flow, ConnectionEnd::Asked, now.mono, ring, &mut outbox.arrivals)?;
                 self.arrivals()?;
             }
         }
@@ -312,11 +332,22 @@ impl Reactor {
     fn send(&mut self, flow: &Flow, bytes: Bytes) {
         let sent = match flow.transport {
             Transport::Udp => self.udp.send(flow, &bytes),
-            Transport::Tcp | Transport::Tls => self.tcp.send(flow, bytes, &mut self.ring),
+            Transport::Tcp | Transport::Tls => {
+                self.tcp.send(flow, bytes, self.clock.now.mono, &mut self.ring)
+            }
         };
         match sent {
             Ok(()) => self.counters.sip_sent.add(1),
             Err(_) => self.counters.sip_send_errors.add(1),
+        }
+    }
+
+    /// A handshake that failed is worth a line, but not each of a flood.
+    fn complain(&mut self, peer: SocketAddr, why: String) {
+        let now = self.clock.now.mono;
+        if self.clock.complained.is_none_or(|last| now.since(last) >= limits::TLS_FAILURE_LOG) {
+            self.clock.complained = Some(now);
+            self.outbox.fresh.push(Event::HandshakeFailed { peer, why });
         }
     }
 

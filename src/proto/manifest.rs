@@ -67,6 +67,18 @@ pub struct Sip {
     pub local: SocketAddr,
     /// `udp`, `tcp`, `tls`.
     pub transport: String,
+    /// Who sent the INVITE, proved by a certificate; only where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_certificate: Option<PeerCertificate>,
+}
+
+/// What the certificate of a peer says, after it was verified (RFC 5922 §7.1).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct PeerCertificate {
+    /// subjectAltName: `DNS:sbc.example.com`, `URI:sip:example.com`, `IP:192.0.2.7`; `CN:…` where that has none.
+    pub names: Vec<String>,
+    /// Of the whole certificate, in hexadecimal digits: what `openssl x509 -fingerprint -sha256` shows.
+    pub sha256: String,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -319,6 +331,7 @@ pub(crate) mod tests {
                 source: "192.0.2.1:5060".parse().unwrap(),
                 local: "[2001:db8::1]:5060".parse().unwrap(),
                 transport: "udp".into(),
+                peer_certificate: None,
             },
             communication_sessions: vec!["cs".into()],
             participants: vec![Participant { id: "p".into(), aors: vec!["sip:a@b".into()], name: None }],

@@ -7,7 +7,7 @@ use super::client::{Asker, Purpose};
 use super::content::content;
 use super::recording::Phase;
 use super::send::{Refusal, Request};
-use super::{Close, Command, Flow, Notice, RecordingKey, Sessions};
+use super::{Close, Command, Notice, RecordingKey, Sessions};
 use crate::clock::{Mono, Now};
 use crate::counters::RefuseCause;
 use crate::limits::{BYE_GRACE, T2, TRANSACTIONS_BASE, TRANSACTIONS_PER_SESSION};
@@ -75,8 +75,12 @@ impl Sessions {
     ) {
         self.terminate_reinvite(now, key, out);
         let branch = self.rng.random();
-        let reachable = self.slots.get(key).is_some_and(|recording| self.reachable(recording.flow));
-        if let Some(recording) = self.slots.get_mut(key).filter(|_| reachable) {
+        let way = self
+            .slots
+            .get(key)
+            .and_then(|recording| self.connections.way(recording.flow, recording.certificate.as_deref()));
+        self.counters.byes_unsent.add(u64::from(way.is_none()));
+        if let Some((recording, flow)) = self.slots.get_mut(key).zip(way) {
             let product = &self.rules.product;
             let fields = |bye: RequestBuilder| {
                 let bye = bye.header("User-Agent", product);
@@ -85,7 +89,7 @@ impl Sessions {
                     None => bye,
                 }
             };
-            let (flow, bytes) = recording.dialog.request("BYE", recording.flow, branch, fields);
+            let (flow, bytes) = recording.dialog.request("BYE", flow, branch, fields);
             let asker = Asker { key, purpose: Purpose::Bye };
             self.clients.begin(now.mono, branch, asker, flow, bytes.clone());
             self.transmit(now, flow, bytes, Some(key), out);
@@ -210,15 +214,5 @@ impl Sessions {
 
     pub(super) fn draining(&self) -> bool {
         self.drain != Drain::No
-    }
-
-    /// Whether anything sent on this flow can arrive.
-    fn reachable(&self, flow: Flow) -> bool {
-        flow.connection.is_none_or(|connection| {
-            self.gone.get(&(flow.reactor, connection.slot)).is_none_or(|generation| {
-                // Generations wrap: the connection is newer when it is less than half a turn ahead.
-                connection.generation.wrapping_sub(generation.wrapping_add(1)) < u32::MAX / 2
-            })
-        })
     }
 }

@@ -123,6 +123,7 @@ impl Sessions {
             start: now.wall,
             dialog: Dialog::new(request.message, &request.checked, local_tag),
             source: request.flow,
+            certificate: self.connections.certificate(request.flow).cloned(),
             flow: request.flow,
             phase: Phase::Opening(Box::new(Opening {
                 invite: pending(now, request, ok),
@@ -173,11 +174,19 @@ impl Sessions {
                 return;
             }
         };
-        let (id, call_id, peer) = (recording.id, recording.dialog.call_id.clone(), recording.source.peer);
+        let (id, call_id, source) = (recording.id, recording.dialog.call_id.clone(), recording.source);
+        let certificate = recording.certificate.clone();
         let streams = recording.session.live();
         out.extend(opening.signals.into_iter().map(|signal| Command::Signal { key, signal }));
         self.setup_times.push(now.mono.0.saturating_sub(opening.invite.received.0));
-        self.notices.push(Notice::Started { id: id.to_string(), call_id, peer, streams });
+        self.notices.push(Notice::Started {
+            id: id.to_string(),
+            call_id,
+            peer: source.peer,
+            transport: source.transport,
+            certificate,
+            streams,
+        });
         self.counters.total.add(1);
         self.counters.active.add(1);
         self.accept(now, key, opening.invite, out);

@@ -9,6 +9,7 @@
 
 mod answer;
 mod client;
+mod connections;
 mod content;
 mod dialog;
 mod ending;
@@ -41,12 +42,13 @@ use std::time::Duration;
 
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
-use crate::proto::manifest::{Format, Manifest};
+use crate::proto::manifest::{Format, Manifest, PeerCertificate};
 use crate::proto::metadata::Finding;
 use crate::proto::sdp::Codec;
 use crate::proto::sip::{Message, NameAddr, Start};
 
 use client::Clients;
+use connections::Connections;
 use ending::Drain;
 use finding_log::FindingLog;
 use ports::Ports;
@@ -157,6 +159,16 @@ pub enum Event {
         flow: Flow,
         bytes: Bytes,
         at: Wall,
+    },
+    /// The peer of a connection has proved who it is: before any message of it.
+    Secured {
+        flow: Flow,
+        certificate: Arc<PeerCertificate>,
+    },
+    /// TLS has failed, in the handshake or later. Not every one is told of; all are counted.
+    HandshakeFailed {
+        peer: SocketAddr,
+        why: String,
     },
     /// The connection is gone; nothing can be sent on it.
     Disconnected {
@@ -329,6 +341,8 @@ pub enum Notice {
         id: String,
         call_id: String,
         peer: SocketAddr,
+        transport: Transport,
+        certificate: Option<Arc<PeerCertificate>>,
         streams: usize,
     },
     Ended {
@@ -348,6 +362,10 @@ pub enum Notice {
         id: String,
         finding: Finding,
         unlogged: u64,
+    },
+    HandshakeFailed {
+        peer: SocketAddr,
+        why: String,
     },
 }
 
@@ -369,8 +387,7 @@ pub struct Sessions {
     dialogs: HashMap<u64, RecordingKey>,
     /// Deadlines of the recordings, by slot.
     timers: Timers<u32>,
-    /// The newest generation that is gone, for each connection slot of each reactor.
-    gone: HashMap<(u8, u32), u32>,
+    connections: Connections,
     drain: Drain,
     /// Recordings closed with a manifest whose commit is not reported yet.
     commits_pending: usize,
@@ -391,7 +408,7 @@ impl Sessions {
             ports: Ports::new(&rules.ports, rules.reactors, rules.port_cooldown),
             dialogs: HashMap::new(),
             timers: Timers::new(),
-            gone: HashMap::new(),
+            connections: Connections::default(),
             drain: Drain::No,
             commits_pending: 0,
             notices: Vec::new(),
@@ -410,9 +427,14 @@ impl Sessions {
     pub fn handle(&mut self, now: Now, event: Event, out: &mut Vec<Command>) {
         self.ports.thaw(now.mono);
         match event {
-            Event::Message { flow, bytes, at } => self.message(now, flow, &bytes, at, out),
+            Event::Message { flow, bytes, at } => {
+                self.connections.heard(flow);
+                self.message(now, flow, &bytes, at, out);
+            }
+            Event::Secured { flow, certificate } => self.connections.secured(flow, certificate),
+            Event::HandshakeFailed { peer, why } => self.notices.push(Notice::HandshakeFailed { peer, why }),
             Event::Disconnected { reactor, connection } => {
-                self.gone.insert((reactor, connection.slot), connection.generation);
+                self.connections.disconnected(reactor, connection);
             }
             Event::Opened { key } => self.opened(now, key, out),
             Event::OpenFailed { key, failure } => self.open_failed(now, key, &failure, out),

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::answer::Plan;
@@ -15,7 +16,7 @@ use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal};
 use crate::clock::{Mono, Wall};
 use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
-use crate::proto::manifest::{self, Manifest};
+use crate::proto::manifest::{self, Manifest, PeerCertificate};
 use crate::proto::metadata::Media;
 use crate::proto::raw;
 use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
@@ -29,6 +30,8 @@ pub struct Recording {
     pub dialog: Dialog,
     /// Of the INVITE that began it.
     pub source: Flow,
+    /// Of who sent it, where it was asked for.
+    pub certificate: Option<Arc<PeerCertificate>>,
     /// Of the newest request in the dialog.
     pub flow: Flow,
     pub phase: Phase,
@@ -354,6 +357,7 @@ impl Recording {
                 source: self.source.peer,
                 local: self.source.local,
                 transport: self.source.transport.name().to_owned(),
+                peer_certificate: self.certificate.as_deref().cloned(),
             },
             communication_sessions: self.history.communication_sessions(),
             participants: self.history.participants(),

@@ -7,10 +7,13 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::engine::media_source::Kind;
+use crate::limits::CONNECTIONS_PER_SOURCE;
 use crate::proto::manifest::Format;
 
 /// The port of SIP over UDP and TCP (RFC 3261 §19.1.2).
 pub const SIP_PORT: u16 = 5060;
+/// That of SIP over TLS (RFC 3261 §19.1.2).
+pub const SIPS_PORT: u16 = 5061;
 /// CPU numbers end here: the size of the kernel's affinity mask as libc has it.
 const CPUS_MAX: usize = 1_024;
 
@@ -120,6 +123,38 @@ pub struct RecordArgs {
     /// Prefer TCP for the SBC's trunk: an INVITE with metadata is often larger than one datagram without fragments.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:5060", value_parser = parse_listen)]
     pub sip_tcp: Vec<Listen>,
+
+    /// SIP over TLS 1.2 and 1.3: listen here; repeatable; an address without a port means port 5061 [default: none]
+    ///
+    /// RFC 7866 §12 wants it where the network is not trusted: metadata names who speaks with whom. Needs --tls-cert and --tls-key.
+    #[arg(long, value_name = "ADDR", value_parser = parse_listen_tls)]
+    pub sip_tls: Vec<Listen>,
+
+    /// The recorder's certificate and those between it and its CA, as PEM
+    ///
+    /// SRCs compare its names with the host that they call. It is read again on SIGHUP; one that cannot be used then leaves the
+    /// old one in place.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The certificate's private key, as PEM without a passphrase: RSA, ECDSA or Ed25519
+    ///
+    /// ECDSA P-256 costs a handshake a tenth of what RSA 2048 does.
+    #[arg(long, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Mutual TLS: only who has a certificate of one of these CAs may connect; PEM
+    ///
+    /// RFC 7866 §12.1 wants both sides to know who the other is. The names in the SRC's certificate go to the log and to the
+    /// manifest.
+    #[arg(long, value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// TCP and TLS connections that one address (IPv6: one /64) may have at once
+    ///
+    /// There are 1,024 in all: no source takes those of the others. An SBC opens a handful.
+    #[arg(long, value_name = "N", default_value_t = CONNECTIONS_PER_SOURCE)]
+    pub max_connections_per_source: usize,
 
     /// The address to which SRCs are told to send RTP [default: the local address that the INVITE came to]
     ///
@@ -246,7 +281,7 @@ pub struct ClientArgs {
     pub socket: Option<PathBuf>,
 }
 
-/// One use of `--sip-udp` or `--sip-tcp`.
+/// One use of `--sip-udp`, `--sip-tcp` or `--sip-tls`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Listen {
     Off,
@@ -290,6 +325,14 @@ pub enum LogLevel {
 }
 
 fn parse_listen(text: &str) -> Result<Listen, String> {
+    parse_listen_at(text, SIP_PORT)
+}
+
+fn parse_listen_tls(text: &str) -> Result<Listen, String> {
+    parse_listen_at(text, SIPS_PORT)
+}
+
+fn parse_listen_at(text: &str, port: u16) -> Result<Listen, String> {
     if text == "none" {
         return Ok(Listen::Off);
     }
@@ -299,8 +342,8 @@ fn parse_listen(text: &str) -> Result<Listen, String> {
     text.trim_start_matches('[')
         .trim_end_matches(']')
         .parse::<IpAddr>()
-        .map(|ip| Listen::At(SocketAddr::new(ip, SIP_PORT)))
-        .map_err(|_| "write it as 192.0.2.1:5060, [2001:db8::1]:5060, 192.0.2.1 or none".into())
+        .map(|ip| Listen::At(SocketAddr::new(ip, port)))
+        .map_err(|_| format!("write it as 192.0.2.1:{port}, [2001:db8::1]:{port}, 192.0.2.1 or none"))
 }
 
 pub fn parse_ports(text: &str) -> Result<Ports, String> {
@@ -413,6 +456,7 @@ mod tests {
     #[test]
     fn listeners_as_typed() {
         assert_eq!(parse_listen("[2001:db8::1]"), Ok(Listen::At("[2001:db8::1]:5060".parse().unwrap())));
+        assert_eq!(parse_listen_tls("192.0.2.1"), Ok(Listen::At("192.0.2.1:5061".parse().unwrap())));
         assert_eq!(parse_listen("2001:db8::1"), Ok(Listen::At("[2001:db8::1]:5060".parse().unwrap())));
         for bad in ["", "5060", ":5060", "sbc.example:5060", "127.0.0.1:66000", "None"] {
             assert!(parse_listen(bad).is_err(), "{bad}");

@@ -13,7 +13,10 @@ use std::time::Duration;
 use super::cli::{Cores, Listen, Ports, RecordArgs, Switch};
 use crate::engine::Settings;
 use crate::engine::media_source::Kind;
-use crate::limits::{BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, REACTORS_MAX, SESSIONS_MAX, TICK};
+use crate::engine::tls::identity::IdentityFiles;
+use crate::limits::{
+    BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, REACTORS_MAX, SESSIONS_MAX, TCP_CONNECTIONS, TICK,
+};
 
 /// What of the host the meaning of the flags depends on.
 #[derive(Clone, Debug)]
@@ -44,6 +47,9 @@ pub enum StatsSocket {
 #[derive(Debug)]
 pub enum Refusal {
     NoListener,
+    TlsWithoutFiles,
+    TlsUnused { flag: &'static str },
+    ConnectionsPerSource(usize),
     OffAndAddress { flag: &'static str },
     ListenTwice { flag: &'static str, address: SocketAddr },
     MediaIp(IpAddr),
@@ -66,11 +72,14 @@ pub enum Refusal {
 
 impl Config {
     pub fn new(args: &RecordArgs, host: &Host<'_>) -> Result<Config, Refusal> {
-        let (sip_udp, sip_tcp) = listeners(&args.sip_udp, &args.sip_tcp)?;
+        let Listeners { sip_udp, sip_tcp, sip_tls } = listeners(args)?;
         let media_ports = media_ports(args.media_ports, &sip_udp)?;
         let settings = Settings {
             sip_udp,
             sip_tcp,
+            tls: tls(args, &sip_tls)?,
+            sip_tls,
+            connections_per_source: connections_per_source(args.max_connections_per_source)?,
             media_ip: media_ip(args.media_ip)?,
             media_ports,
             port_cooldown: args.port_cooldown,
@@ -105,12 +114,44 @@ pub fn default_sockets(runtime_dir: Option<&OsStr>) -> Vec<PathBuf> {
     own.into_iter().chain([Path::new("/run/sipreel")]).map(|dir| dir.join("sipreel.sock")).collect()
 }
 
-fn listeners(udp: &[Listen], tcp: &[Listen]) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), Refusal> {
-    let (udp, tcp) = (addresses("--sip-udp", udp)?, addresses("--sip-tcp", tcp)?);
-    if udp.is_empty() && tcp.is_empty() {
+struct Listeners {
+    sip_udp: Vec<SocketAddr>,
+    sip_tcp: Vec<SocketAddr>,
+    sip_tls: Vec<SocketAddr>,
+}
+
+fn listeners(args: &RecordArgs) -> Result<Listeners, Refusal> {
+    let sip_udp = addresses("--sip-udp", &args.sip_udp)?;
+    let sip_tcp = addresses("--sip-tcp", &args.sip_tcp)?;
+    let sip_tls = addresses("--sip-tls", &args.sip_tls)?;
+    if sip_udp.is_empty() && sip_tcp.is_empty() && sip_tls.is_empty() {
         return Err(Refusal::NoListener);
     }
-    Ok((udp, tcp))
+    Ok(Listeners { sip_udp, sip_tcp, sip_tls })
+}
+
+/// Who the recorder is for those that come to these addresses.
+fn tls(args: &RecordArgs, sip_tls: &[SocketAddr]) -> Result<Option<IdentityFiles>, Refusal> {
+    if sip_tls.is_empty() {
+        let files = [
+            ("--tls-cert", &args.tls_cert),
+            ("--tls-key", &args.tls_key),
+            ("--tls-client-ca", &args.tls_client_ca),
+        ];
+        return match files.iter().find(|(_, file)| file.is_some()) {
+            Some((flag, _)) => Err(Refusal::TlsUnused { flag }),
+            None => Ok(None),
+        };
+    }
+    let (Some(certificate), Some(key)) = (args.tls_cert.clone(), args.tls_key.clone()) else {
+        return Err(Refusal::TlsWithoutFiles);
+    };
+    Ok(Some(IdentityFiles { certificate, key, client_ca: args.tls_client_ca.clone() }))
+}
+
+fn connections_per_source(typed: usize) -> Result<usize, Refusal> {
+    let fits = (1..=TCP_CONNECTIONS).contains(&typed);
+    if fits { Ok(typed) } else { Err(Refusal::ConnectionsPerSource(typed)) }
 }
 
 fn addresses(flag: &'static str, typed: &[Listen]) -> Result<Vec<SocketAddr>, Refusal> {
@@ -218,6 +259,19 @@ impl fmt::Display for Refusal {
             Refusal::NoListener => write!(
                 f,
                 "--sip-udp none and --sip-tcp none leave nothing to listen on: give one of them an address"
+            ),
+            Refusal::TlsWithoutFiles => {
+                write!(
+                    f,
+                    "--sip-tls has no certificate or no key: give --tls-cert and --tls-key, both as PEM"
+                )
+            }
+            Refusal::TlsUnused { flag } => {
+                write!(f, "{flag} says nothing without --sip-tls: give it an address, or take {flag} out")
+            }
+            Refusal::ConnectionsPerSource(n) => write!(
+                f,
+                "--max-connections-per-source {n} does not fit: give 1 to {TCP_CONNECTIONS}, which is all there are"
             ),
             Refusal::OffAndAddress { flag } => {
                 write!(f, "{flag} has both an address and none: take one of the two out")
@@ -358,6 +412,25 @@ mod tests {
     fn no_listener_at_all() {
         assert!(matches!(refusal("--sip-udp none --sip-tcp none"), Refusal::NoListener));
         assert!(config("--sip-udp none").is_ok() && config("--sip-tcp none").is_ok());
+    }
+
+    #[test]
+    fn tls_with_half_of_what_it_needs() {
+        assert!(matches!(refusal("--sip-tls 127.0.0.1"), Refusal::TlsWithoutFiles));
+        assert!(matches!(refusal("--sip-tls 127.0.0.1 --tls-cert a"), Refusal::TlsWithoutFiles));
+        assert!(matches!(refusal("--tls-client-ca ca"), Refusal::TlsUnused { flag: "--tls-client-ca" }));
+        let only = "--sip-udp none --sip-tcp none --sip-tls 127.0.0.1 --tls-cert a --tls-key b";
+        let settings = config(only).unwrap().settings;
+        assert_eq!(settings.sip_tls, ["127.0.0.1:5061".parse().unwrap()]);
+        assert_eq!(settings.tls.unwrap().key, PathBuf::from("b"));
+    }
+
+    #[test]
+    fn connections_of_one_source() {
+        for bad in ["0", "1025"] {
+            let refused = refusal(&format!("--max-connections-per-source {bad}"));
+            assert!(matches!(refused, Refusal::ConnectionsPerSource(_)));
+        }
     }
 
     #[test]

@@ -18,11 +18,11 @@ use std::process::ExitCode;
 
 use cli::{Cli, ClientArgs, Command, DemoArgs, ExplainArgs, Ports, RecordArgs};
 use config::{Config, Host, Listed, Refusal};
-use signals::Ending;
+use signals::{Wish, Wishes};
 use stats::Identity;
 use stats_socket::{Claim, Server, Unavailable};
 
-use crate::engine::{Outcome, Recorder, StartError, cpu};
+use crate::engine::{Outcome, Recorder, Reloaded, StartError, cpu};
 use crate::limits::BYE_GRACE;
 use crate::proto::metadata::Code;
 
@@ -75,7 +75,7 @@ fn configure(args: &RecordArgs) -> Result<Config, Failure> {
 /// From nothing to ready to nothing again. The stats socket is taken first and dropped last: it is what tells a second
 /// recorder that there is one.
 fn serve(config: &Config) -> Result<(), Failure> {
-    let ending = Ending::install().map_err(Failure::Signals)?;
+    let wishes = Wishes::install().map_err(Failure::Signals)?;
     let socket = claim(config)?;
     let recorder = Recorder::start(&config.settings).map_err(Failure::Start)?;
     tracing::info!(event = "media_source", "{}", recorder.media_source_account);
@@ -83,8 +83,34 @@ fn serve(config: &Config) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     announce(config, &recorder, socket.as_ref())?;
-    drain(config, &recorder, ending.wait());
-    ended(&recorder.wait())
+    loop {
+        match wishes.wait() {
+            Wish::Reload => reload(&recorder),
+            Wish::End(signal) => {
+                drain(config, &recorder, signal);
+                return ended(&recorder.wait());
+            }
+        }
+    }
+}
+
+/// SIGHUP: certificates change every few weeks, and no call ends for that.
+fn reload(recorder: &Recorder) {
+    match recorder.reload() {
+        Ok(Reloaded::Nothing) => {
+            tracing::info!(
+                event = "reloaded",
+                "SIGHUP: nothing can be reloaded; a change of flags needs a restart"
+            );
+        }
+        Ok(Reloaded::Identity { warnings }) => {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            tracing::info!(event = "reloaded", "certificate, key and CAs are read again; connections go on");
+        }
+        Err(unusable) => {
+            tracing::error!(event = "not_reloaded", "{unusable}; the certificate before it stays in use");
+        }
+    }
 }
 
 fn claim(config: &Config) -> Result<Option<Server>, Failure> {
@@ -105,6 +131,7 @@ fn announce(config: &Config, recorder: &Recorder, socket: Option<&Server>) -> Re
         event = "ready",
         sip_udp = listed(&recorder.sip_udp),
         sip_tcp = listed(&recorder.sip_tcp),
+        sip_tls = listed(&recorder.sip_tls),
         port_pairs = recorder.port_pairs,
         media_source = %recorder.media_source,
         sessions_max = recorder.sessions_max,
@@ -135,6 +162,7 @@ fn identity(config: &Config, recorder: &Recorder) -> Identity {
         media_ports: Ports { first, last }.to_string(),
         sip_udp: text(&recorder.sip_udp),
         sip_tcp: text(&recorder.sip_tcp),
+        sip_tls: text(&recorder.sip_tls),
         port_pairs: recorder.port_pairs as u64,
         sessions_max: recorder.sessions_max as u64,
     }

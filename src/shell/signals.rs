@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT end the recorder, the second one at once; SIGHUP does nothing.
+//! SIGTERM and SIGINT end the recorder, the second one at once; SIGHUP has files read again.
 
 use std::ffi::c_int;
 use std::io;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, select_biased};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator;
@@ -17,35 +17,57 @@ use crate::engine::drop_capabilities;
 /// Signals this soon after the first are the same wish: timeout(1) signals its child and then its child's group.
 const SAME_WISH: Duration = Duration::from_millis(100);
 
-/// The first signal that ends the recorder, by name.
-pub struct Ending(Receiver<&'static str>);
+/// What a signal asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wish {
+    /// By this signal, the first of its kind.
+    End(&'static str),
+    /// Read the files again that can be.
+    Reload,
+}
 
-impl Ending {
-    /// From now on the first SIGTERM or SIGINT is kept for [`Ending::wait`], even if it comes before that is called.
+/// The wishes that have come and are not looked at yet: an end, and a reload, which stands for all before it.
+pub struct Wishes {
+    end: Receiver<&'static str>,
+    reload: Receiver<()>,
+}
+
+impl Wishes {
+    /// From now on signals are kept for [`Wishes::wait`], even if they come before that is called.
     /// The second ends the process with 128 + its number from within the handler: no destructor and no other thread runs,
     /// so what is on disk stays as it is, open recordings in their `.part` directories.
-    pub fn install() -> io::Result<Ending> {
+    pub fn install() -> io::Result<Wishes> {
         let armed = Arc::new(AtomicBool::new(false));
         for signal in [SIGTERM, SIGINT] {
             flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&armed))?;
         }
         let signals = iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
-        let (first, ending) = bounded(1);
+        let (first, end) = bounded(1);
+        let (again, reload) = bounded(1);
         thread::Builder::new().name("signals".into()).spawn(move || {
             // It is there before the recorder drops them for the threads that it makes. Where that fails, the start does.
             let _ = drop_capabilities();
-            watch(signals, &first, &armed);
+            watch(signals, &first, &again, &armed);
         })?;
-        Ok(Ending(ending))
+        Ok(Wishes { end, reload })
     }
 
-    /// Blocks until SIGTERM or SIGINT, and says which.
-    pub fn wait(&self) -> &'static str {
-        self.0.recv().expect("the thread that watches signals never ends")
+    /// Blocks until there is one; an end comes first.
+    pub fn wait(&self) -> Wish {
+        let wish = select_biased! {
+            recv(self.end) -> signal => signal.map(Wish::End),
+            recv(self.reload) -> reload => reload.map(|()| Wish::Reload),
+        };
+        wish.expect("the thread that watches signals never ends")
     }
 }
 
-fn watch(mut signals: iterator::Signals, first: &Sender<&'static str>, armed: &AtomicBool) {
+fn watch(
+    mut signals: iterator::Signals,
+    first: &Sender<&'static str>,
+    again: &Sender<()>,
+    armed: &AtomicBool,
+) {
     for signal in signals.forever() {
         match name(signal) {
             Some(name) => {
@@ -54,9 +76,8 @@ fn watch(mut signals: iterator::Signals, first: &Sender<&'static str>, armed: &A
                 thread::sleep(SAME_WISH);
                 armed.store(true, Ordering::Relaxed);
             }
-            None => {
-                tracing::info!("SIGHUP ignored: nothing can be reloaded; a change of flags needs a restart")
-            }
+            // Full when one is to be looked at still: it reads what is there then.
+            None => drop(again.try_send(())),
         }
     }
 }
@@ -80,10 +101,17 @@ mod tests {
 
     /// What the child process of a test does: it would drain for a minute.
     fn drain_for_a_minute() {
-        let ending = Ending::install().unwrap();
+        let wishes = Wishes::install().unwrap();
         eprintln!("installed");
-        eprintln!("{}", ending.wait());
-        thread::sleep(Duration::from_secs(60));
+        loop {
+            match wishes.wait() {
+                Wish::Reload => eprintln!("reload"),
+                Wish::End(signal) => {
+                    eprintln!("{signal}");
+                    return thread::sleep(Duration::from_secs(60));
+                }
+            }
+        }
     }
 
     /// This test binary again, in the part that `drain_for_a_minute`; and its next line at each call.
@@ -113,6 +141,7 @@ mod tests {
             let (mut child, mut line) = child("the_second_signal_ends_the_process_at_once");
             assert_eq!(line(), "installed");
             send("HUP", &child);
+            assert_eq!(line(), "reload");
             send(first, &child);
             assert_eq!(line(), format!("SIG{first}"));
             thread::sleep(SAME_WISH * 2);

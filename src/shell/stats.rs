@@ -12,7 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::stats_socket::{Answer, Query};
 use crate::clock::{Now, Wall};
-use crate::counters::{Counter, DropCause, ReactorCounters, RefuseCause, SessionCounters};
+use crate::counters::{
+    ConnectionEnd, ConnectionRefusal, Counter, DropCause, HandshakeFailure, ReactorCounters, RefuseCause,
+    SessionCounters, TlsVersion,
+};
 use crate::engine::{Gauges, cpu};
 use crate::proto::metadata::Code;
 use crate::proto::sip::Method;
@@ -33,6 +36,7 @@ pub struct Identity {
     pub media_ports: String,
     pub sip_udp: Vec<String>,
     pub sip_tcp: Vec<String>,
+    pub sip_tls: Vec<String>,
     pub port_pairs: u64,
     pub sessions_max: u64,
 }
@@ -80,6 +84,8 @@ pub struct Sip {
     pub retransmissions_received: u64,
     pub retransmissions_sent: u64,
     pub ack_timeouts: u64,
+    /// Sessions that we ended and whose SRC has no connection by which to be told.
+    pub byes_unsent: u64,
     pub transactions: u64,
     pub transactions_full: u64,
     /// Sums over the reactors.
@@ -98,9 +104,15 @@ pub struct SipWire {
     pub overload: u64,
     pub tcp_open: u64,
     pub tcp_accepted: u64,
-    pub tcp_refused: u64,
-    pub tcp_unframeable: u64,
-    pub tcp_timeout: u64,
+    /// Connections, TCP and TLS: accepted = open + closed.
+    pub connections_refused: BTreeMap<String, u64>,
+    pub connections_closed: BTreeMap<String, u64>,
+    /// Handshakes by version, those of them that resumed, and those that failed by cause.
+    pub tls_handshakes: BTreeMap<String, u64>,
+    pub tls_resumed: u64,
+    pub tls_failed: BTreeMap<String, u64>,
+    /// Double CRLFs that were answered.
+    pub keepalives: u64,
 }
 
 /// Port pairs.
@@ -302,6 +314,7 @@ impl Sip {
             retransmissions_received: session.retransmissions_received.get(),
             retransmissions_sent: session.retransmissions_sent.get(),
             ack_timeouts: session.ack_timeouts.get(),
+            byes_unsent: session.byes_unsent.get(),
             transactions: session.transactions.get(),
             transactions_full: session.transactions_full.get(),
             wire,
@@ -370,9 +383,7 @@ impl Media {
         self.recorded_bytes += other.recorded_bytes;
         self.staged_packets += other.staged_packets;
         self.dropped_total += other.dropped_total;
-        for (cause, n) in &other.dropped {
-            *self.dropped.entry(cause.clone()).or_default() += n;
-        }
+        add_names(&mut self.dropped, &other.dropped);
         self.unaccounted_packets += other.unaccounted_packets;
         self.kernel_dropped += other.kernel_dropped;
         self.truncated += other.truncated;
@@ -413,9 +424,21 @@ impl SipWire {
             overload: counters.sip_overload.get(),
             tcp_open: counters.tcp_open.get(),
             tcp_accepted: counters.tcp_accepted.get(),
-            tcp_refused: counters.tcp_refused.get(),
-            tcp_unframeable: counters.tcp_unframeable.get(),
-            tcp_timeout: counters.tcp_timeout.get(),
+            connections_refused: by_name(
+                ConnectionRefusal::ALL.iter().map(|cause| cause.text()),
+                &counters.connections_refused,
+            ),
+            connections_closed: by_name(
+                ConnectionEnd::ALL.iter().map(|end| end.text()),
+                &counters.connections_closed,
+            ),
+            tls_handshakes: by_name(
+                TlsVersion::ALL.iter().map(|version| version.text()),
+                &counters.tls_handshakes,
+            ),
+            tls_resumed: counters.tls_resumed.get(),
+            tls_failed: by_name(HandshakeFailure::ALL.iter().map(|cause| cause.text()), &counters.tls_failed),
+            keepalives: counters.keepalives.get(),
         }
     }
 
@@ -427,9 +450,12 @@ impl SipWire {
         self.overload += other.overload;
         self.tcp_open += other.tcp_open;
         self.tcp_accepted += other.tcp_accepted;
-        self.tcp_refused += other.tcp_refused;
-        self.tcp_unframeable += other.tcp_unframeable;
-        self.tcp_timeout += other.tcp_timeout;
+        add_names(&mut self.connections_refused, &other.connections_refused);
+        add_names(&mut self.connections_closed, &other.connections_closed);
+        add_names(&mut self.tls_handshakes, &other.tls_handshakes);
+        self.tls_resumed += other.tls_resumed;
+        add_names(&mut self.tls_failed, &other.tls_failed);
+        self.keepalives += other.keepalives;
     }
 }
 
@@ -460,6 +486,12 @@ impl Session {
 }
 
 /// All of them, zeroes too: a monitor can rely on every name.
+fn add_names(sum: &mut BTreeMap<String, u64>, other: &BTreeMap<String, u64>) {
+    for (name, n) in other {
+        *sum.entry(name.clone()).or_default() += n;
+    }
+}
+
 fn by_name<'a>(names: impl Iterator<Item = &'a str>, counters: &[Counter]) -> BTreeMap<String, u64> {
     names.zip(counters).map(|(name, counter)| (name.to_string(), counter.get())).collect()
 }

@@ -143,12 +143,22 @@ fn write_control(page: &mut String, stats: &Stats) -> fmt::Result {
         page,
         "TCP",
         &format!(
-            "{} open, {} accepted, {} refused, {} unframeable, {} timed out",
+            "{} open, {} accepted, {} keepalives; closed {}; refused {}",
             sip.wire.tcp_open,
             sip.wire.tcp_accepted,
-            sip.wire.tcp_refused,
-            sip.wire.tcp_unframeable,
-            sip.wire.tcp_timeout
+            sip.wire.keepalives,
+            sum(&sip.wire.connections_closed),
+            sum(&sip.wire.connections_refused)
+        ),
+    )?;
+    row(
+        page,
+        "TLS",
+        &format!(
+            "handshakes {}, {} resumed; failed {}",
+            sum(&sip.wire.tls_handshakes),
+            sip.wire.tls_resumed,
+            sum(&sip.wire.tls_failed)
         ),
     )
 }
@@ -287,6 +297,10 @@ fn causes(total: u64, by_name: &std::collections::BTreeMap<String, u64>) -> Stri
     if parts.is_empty() { total.to_string() } else { format!("{total} ({})", parts.join(", ")) }
 }
 
+fn sum(by_name: &std::collections::BTreeMap<String, u64>) -> String {
+    causes(by_name.values().sum(), by_name)
+}
+
 fn latency(quantiles: &Quantiles) -> String {
     let Quantiles { count, p50, p99, max } = *quantiles;
     if count == 0 {
@@ -380,7 +394,8 @@ port pairs    7 free, 4 in use, 1 cooling
 requests      22 (BYE 8, INVITE 14)
 responses     20 (200 20)
 SIP trouble   0 malformed, 0 bad requests, 0 stray, 0 retransmitted to us, 0 by us, 0 without ACK, 0 in overload, 0 dropped by the kernel
-TCP           0 open, 0 accepted, 0 refused, 0 unframeable, 0 timed out
+TCP           0 open, 0 accepted, 0 keepalives; closed 0; refused 0
+TLS           handshakes 0, 0 resumed; failed 0
 received      201 packets, 33.8 KiB
 recorded      180 packets, 30.2 KiB
 staged        12 packets

@@ -23,5 +23,6 @@ mod rtcp;
 mod sipp;
 mod sources;
 mod stats;
+mod tls;
 mod vendors;
 mod wire;

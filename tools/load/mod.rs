@@ -25,6 +25,7 @@ mod rtp;
 mod selfdescription;
 mod signalling;
 mod template;
+mod tls;
 mod usage;
 mod verify;
 mod window;
@@ -221,7 +222,7 @@ fn place_calls(
         spawn_media(plan.clone(), outlet, asked, progress, inbox.clone()).map_err(RunError::Sockets)?;
     let played = tokio_uring::start(async {
         let local = SocketAddr::new(ip, 0);
-        let links = Links::open(options.transport, options.target, local, plan.calls, (inbox, letters))
+        let links = Links::open(options, local, (inbox, letters))
             .await
             .map_err(|error| RunError::Connect { target: options.target, error })?;
         let site = Site {

@@ -11,6 +11,7 @@ use super::plan::{Plan, ppm};
 pub enum Transport {
     Udp,
     Tcp,
+    Tls,
 }
 
 /// What makes the packets and sends them.
@@ -25,6 +26,23 @@ pub enum Engine {
     Xdp,
 }
 
+/// Whom `--transport tls` believes, and who it is itself.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Tls {
+    /// CAs of the recorder's certificate, as PEM; it has to name the target's address
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Believe whoever answers
+    #[arg(long)]
+    pub tls_insecure: bool,
+    /// Our own certificate, for a recorder that asks for one
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunOptions {
     /// SIP address of the recorder
@@ -32,6 +50,8 @@ pub struct RunOptions {
     pub target: SocketAddr,
     #[arg(long, value_enum, default_value = "udp")]
     pub transport: Transport,
+    #[command(flatten)]
+    pub tls: Tls,
     /// Recording sessions to set up
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub calls: u32,
@@ -85,6 +105,7 @@ impl Default for RunOptions {
         RunOptions {
             target: SocketAddr::from(([127, 0, 0, 1], 5060)),
             transport: Transport::Udp,
+            tls: Tls::default(),
             calls: 10,
             rate: 100.0,
             duration: 10.0,
@@ -134,6 +155,9 @@ impl RunOptions {
     pub fn contradiction(&self) -> Option<&'static str> {
         let xdp = self.engine == Engine::Xdp;
         match () {
+            () if self.transport == Transport::Tls && self.tls.tls_ca.is_none() != self.tls.tls_insecure => {
+                Some("--transport tls has to know whom to believe: give --tls-ca, or --tls-insecure")
+            }
             () if self.audio() == Audio::Tone && !matches!(self.codec, Codec::Pcmu | Codec::Pcma) => {
                 Some("--audio tone is made as G.711 only: use --codec pcmu or pcma")
             }

@@ -2,6 +2,8 @@
 
 use crossbeam::channel::Sender as Orders;
 use hdrhistogram::Histogram;
+use rustls::{ClientConfig, ClientConnection};
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, VecDeque};
 use std::io;
@@ -17,8 +19,9 @@ use super::clock;
 use super::dialog::{Call, Effect};
 use super::media::{Finished, Order};
 use super::message::{Framer, Message};
-use super::options::Transport;
+use super::options::{RunOptions, Transport};
 use super::template::{Site, Source};
+use super::tls;
 use super::window::{Edge, Window};
 use super::{Happening, Watch};
 
@@ -79,21 +82,19 @@ pub struct Links {
 
 impl Links {
     pub async fn open(
-        transport: Transport,
-        target: SocketAddr,
+        options: &RunOptions,
         local: SocketAddr,
-        calls: u32,
         inbox: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     ) -> io::Result<Links> {
         let (sender, inbox) = inbox;
         let mut links = Links { outboxes: Vec::new(), inbox, local };
-        match transport {
-            Transport::Udp => links.open_udp(target, sender)?,
-            Transport::Tcp => {
-                for _ in 0..calls.div_ceil(CALLS_PER_CONNECTION).clamp(1, CONNECTIONS_MAX) {
-                    links.open_tcp(target, sender.clone()).await?;
-                }
-            }
+        let config = match options.transport {
+            Transport::Udp => return links.open_udp(options.target, sender).map(|()| links),
+            Transport::Tcp => None,
+            Transport::Tls => Some(tls::client(&options.tls)?),
+        };
+        for _ in 0..options.calls.div_ceil(CALLS_PER_CONNECTION).clamp(1, CONNECTIONS_MAX) {
+            links.open_stream(options.target, config.clone(), sender.clone()).await?;
         }
         Ok(links)
     }
@@ -112,7 +113,12 @@ impl Links {
         Ok(())
     }
 
-    async fn open_tcp(&mut self, target: SocketAddr, inbox: mpsc::Sender<Input>) -> io::Result<()> {
+    async fn open_stream(
+        &mut self,
+        target: SocketAddr,
+        config: Option<Arc<ClientConfig>>,
+        inbox: mpsc::Sender<Input>,
+    ) -> io::Result<()> {
         let connecting = connect(self.local.ip(), target);
         let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
             .await
@@ -120,13 +126,44 @@ impl Links {
         if self.local.port() == 0 {
             self.local = stream.1;
         }
-        let stream = Rc::new(stream.0);
+        let session = match config {
+            None => None,
+            Some(config) => {
+                let handshake = tls::handshake(&stream.0, config, target.ip());
+                let session = tokio::time::timeout(CONNECT_TIMEOUT, handshake).await;
+                Some(RefCell::new(session.map_err(|_| io::ErrorKind::TimedOut)??))
+            }
+        };
+        let stream = Rc::new(Stream { stream: stream.0, session });
         let connection = self.outboxes.len();
         let (outbox, letters) = mpsc::channel(OUTBOX);
-        self.outboxes.push(outbox);
-        tokio_uring::spawn(read_stream(stream.clone(), connection, inbox));
+        self.outboxes.push(outbox.clone());
+        tokio_uring::spawn(read_stream(stream.clone(), connection, outbox, inbox));
         tokio_uring::spawn(write_stream(stream, letters));
         Ok(())
+    }
+}
+
+/// TCP, or TLS over it.
+struct Stream {
+    stream: TcpStream,
+    session: Option<RefCell<ClientConnection>>,
+}
+
+impl Stream {
+    /// What bytes of the wire said; `true`: there is something to be said to that, empty letter or not.
+    fn heard(&self, bytes: Vec<u8>) -> io::Result<(Vec<u8>, bool)> {
+        let Some(session) = &self.session else { return Ok((bytes, false)) };
+        let mut session = session.borrow_mut();
+        let heard = tls::heard(&mut session, &bytes)?;
+        Ok((heard, session.wants_write()))
+    }
+
+    fn wire(&self, text: String) -> io::Result<Vec<u8>> {
+        match &self.session {
+            None => Ok(text.into_bytes()),
+            Some(session) => tls::sealed(&mut session.borrow_mut(), text.as_bytes()),
+        }
     }
 }
 
@@ -166,13 +203,26 @@ async fn write_datagrams(socket: Rc<UdpSocket>, target: SocketAddr, mut letters:
     }
 }
 
-async fn read_stream(stream: Rc<TcpStream>, connection: usize, inbox: mpsc::Sender<Input>) {
+async fn read_stream(
+    stream: Rc<Stream>,
+    connection: usize,
+    outbox: mpsc::Sender<String>,
+    inbox: mpsc::Sender<Input>,
+) {
     let (mut buffer, mut framer) = (vec![0; DATAGRAM], Framer::default());
     loop {
-        let (result, returned) = stream.read(buffer).await;
+        let (result, returned) = stream.stream.read(buffer).await;
         buffer = returned;
         let len = result.unwrap_or(0);
-        framer.push(&buffer[..len]);
+        match stream.heard(buffer[..len].to_vec()) {
+            Ok((heard, answer)) => {
+                framer.push(&heard);
+                if answer {
+                    let _ = outbox.try_send(String::new());
+                }
+            }
+            Err(_) => return drop(inbox.send(Input::Closed { connection }).await),
+        }
         loop {
             let input = match framer.next() {
                 Ok(Some(message)) => Input::Message(message.into()),
@@ -195,10 +245,11 @@ async fn read_stream(stream: Rc<TcpStream>, connection: usize, inbox: mpsc::Send
     }
 }
 
-async fn write_stream(stream: Rc<TcpStream>, mut letters: mpsc::Receiver<String>) {
+async fn write_stream(stream: Rc<Stream>, mut letters: mpsc::Receiver<String>) {
     while let Some(text) = letters.recv().await {
         // The reader notices a broken connection.
-        if stream.write_all(text.into_bytes()).await.0.is_err() {
+        let Ok(wire) = stream.wire(text) else { return };
+        if !wire.is_empty() && stream.stream.write_all(wire).await.0.is_err() {
             return;
         }
     }

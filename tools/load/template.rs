@@ -63,6 +63,7 @@ impl Site {
         match self.transport {
             Transport::Udp => "",
             Transport::Tcp => ";transport=tcp",
+            Transport::Tls => ";transport=tls",
         }
     }
 
@@ -75,6 +76,7 @@ impl Site {
         let via = match self.transport {
             Transport::Udp => "UDP",
             Transport::Tcp => "TCP",
+            Transport::Tls => "TLS",
         };
         format!(
             "{method} {uri} SIP/2.0\r\n\

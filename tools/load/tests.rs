@@ -57,6 +57,7 @@ impl Recorder {
                 let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
                 (socket.local_addr().unwrap(), std::thread::spawn(move || sessions.serve_udp(&socket, &stop)))
             }
+            Transport::Tls => unreachable!("the real recorder is the peer for that: tests/it/tls.rs"),
             Transport::Tcp => {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
                 let address = listener.local_addr().unwrap();
