@@ -63,7 +63,7 @@ pub fn mailbox() -> io::Result<(Mailbox, Inbox)> {
 }
 
 impl Mailbox {
-    /// Waits when the box is full: only control and directory threads and the shell call this, and a reactor never waits for them.
+    /// Waits when the box is full: only control, the directory thread and the shell call this, and a reactor never waits for them.
     /// A reactor that has ended takes nothing more, which only happens once everything is committed.
     pub fn put(&self, letter: Letter) {
         let letter = match self.letters.try_send(letter) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::{self, PemObject};
@@ -15,6 +15,7 @@ use rustls::{InconsistentKeys, RootCertStore, ServerConfig};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
+use crate::engine::cpu;
 use crate::limits::TLS_FILE_MAX;
 
 /// The files of `--tls-cert`, `--tls-key` and `--tls-client-ca`.
@@ -50,8 +51,9 @@ impl IdentityFiles {
     /// Reads the files and checks that they belong together.
     pub fn load(&self) -> Result<Identity, Unusable> {
         let chain = certificates("--tls-cert", &self.certificate)?;
+        let now = SystemTime::UNIX_EPOCH + Duration::from_nanos(cpu::now().wall.0);
         let mut warnings = Vec::new();
-        warnings.extend(validity(&chain[0], SystemTime::now()).map(|problem| {
+        warnings.extend(validity(&chain[0], now).map(|problem| {
             format!("--tls-cert {} {problem}: peers will refuse it", self.certificate.display())
         }));
         let key = self.key(chain)?;
