@@ -14,7 +14,7 @@ use sipreel::counters::SessionCounters;
 use sipreel::proto::manifest::Format;
 use sipreel::session::id::Id;
 use sipreel::session::table::{Snapshot, State, Table};
-use sipreel::session::{Command, Event, Flow, PortPair, RecordingKey, Rules, Sessions, Transport};
+use sipreel::session::{Command, Event, Flow, PortPair, RecordingKey, Rules, Sessions, Terms, Transport};
 
 const NOW: Now = Now { mono: Mono(1_000_000_000), wall: Wall(1_795_336_245_000_000_000) };
 
@@ -58,6 +58,7 @@ impl Calls {
             explain_refusals: false,
             answer_metadata: false,
             product: "sipreel/bench".to_owned(),
+            terms: Terms::default(),
         };
         let (counters, table) = (Arc::new(SessionCounters::default()), Arc::new(Table::new(SESSIONS)));
         let sessions = Sessions::new(rules, counters, table, StdRng::seed_from_u64(1));

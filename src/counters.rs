@@ -88,13 +88,19 @@ causes! {
         /// A Request-URI that cannot be ours.
         BadUri = "bad_uri",
         BadExtension = "bad_extension",
+        /// A session timer that is too short.
+        Interval = "session_interval",
         UnsupportedBody = "unsupported_body",
+        /// An SDP body that is larger than any that is read.
+        TooLarge = "too_large",
         NotAcceptable = "not_acceptable",
         BadMetadata = "bad_metadata",
         NoSlot = "max_sessions",
         NoPort = "no_port",
         Draining = "draining",
         Overload = "overload",
+        /// It waited here for so long that its SRC has given up.
+        TooLate = "too_late",
         OpenFailed = "open_failed",
         OpenTimeout = "open_timeout",
         Cancelled = "cancelled",
@@ -284,6 +290,12 @@ pub struct SessionCounters {
     pub ack_timeouts: Counter,
     /// Sessions that we ended and whose SRC could not be told: its connection is gone, and it has no other.
     pub byes_unsent: Counter,
+    /// ACKs that should have answered an offer of ours, and did not, or not so that it could be used.
+    pub answers_missing: Counter,
+    /// Sessions that nobody refreshed in time, and our own refreshes: sent, and refused or not answered.
+    pub sessions_expired: Counter,
+    pub refreshes_sent: Counter,
+    pub refreshes_failed: Counter,
     pub ports_free: Counter,
     pub ports_used: Counter,
     pub ports_cooling: Counter,
@@ -315,6 +327,10 @@ impl Default for SessionCounters {
             snapshots_requested: Counter::new(),
             ack_timeouts: Counter::new(),
             byes_unsent: Counter::new(),
+            answers_missing: Counter::new(),
+            sessions_expired: Counter::new(),
+            refreshes_sent: Counter::new(),
+            refreshes_failed: Counter::new(),
             ports_free: Counter::new(),
             ports_used: Counter::new(),
             ports_cooling: Counter::new(),

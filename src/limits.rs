@@ -58,6 +58,15 @@ pub const T2: Duration = Duration::from_secs(4);
 pub const T4: Duration = Duration::from_secs(5);
 /// 64·T1: how long a transaction may wait for its peer.
 pub const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(32);
+/// The session timer that is asked of SRCs that know of timers and ask for none: the usual one in the field. An SRC that has
+/// vanished is noticed after a quarter of an hour.
+pub const SESSION_EXPIRES: Duration = Duration::from_secs(1_800);
+/// No session timer is shorter (RFC 4028 §4).
+pub const MIN_SE: Duration = Duration::from_secs(90);
+/// How long before its time a session that nobody has refreshed is ended, at most; at most a third of it too (RFC 4028 §10).
+pub const SESSION_END_AHEAD: Duration = Duration::from_secs(32);
+/// After this a refresh is tried again that could not be sent, or was refused for the moment.
+pub const REFRESH_AGAIN: Duration = Duration::from_secs(2);
 /// Retry-After of a refusal for want of room: long enough to spread retries, short enough to come back after a drain.
 pub const RETRY_AFTER_SECONDS: u32 = 10;
 /// How long a drain waits for the answers to its BYEs before it stops without them.

@@ -80,6 +80,7 @@ fn watch(format: Format) {
         explain_refusals: false,
         answer_metadata: false,
         product: "sipreel/test".into(),
+        terms: sipreel::session::Terms::default(),
     })
     .unwrap();
     let call = Call::set_up(recorder.sip_udp[0].port());

@@ -58,7 +58,7 @@ use crate::counters::{ReactorCounters, SessionCounters};
 use crate::limits;
 use crate::proto::manifest::Format;
 use crate::session::table::Table;
-use crate::session::{Event, PortPair, Rules, Sessions};
+use crate::session::{Event, PortPair, Rules, Sessions, Terms};
 
 use blocks::Pool;
 use capability::Capability;
@@ -111,6 +111,7 @@ pub struct Settings {
     pub answer_metadata: bool,
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
+    pub terms: Terms,
 }
 
 /// Why the recorder did not start, and what to change: one sentence.
@@ -344,6 +345,7 @@ impl Recorder {
             explain_refusals: settings.explain_refusals,
             answer_metadata: settings.answer_metadata,
             product: settings.product.clone(),
+            terms: settings.terms.clone(),
         };
         let sessions = Sessions::new(rules, session, table, StdRng::from_os_rng());
         let control = Control {

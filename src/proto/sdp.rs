@@ -133,6 +133,32 @@ pub fn parse(body: &[u8]) -> Result<Offer, SdpError> {
     Ok(Offer { origin: origin(body), media })
 }
 
+/// What an SRC would have to offer for an answer of ours to be the offer that we make where it makes none: one stream
+/// of telephone audio, and its events.
+pub fn unasked() -> Offer {
+    const TEXT: &str = "v=0\r\nm=audio 9 RTP/AVP 0 8 9 18 101\r\na=rtpmap:0 PCMU/8000\r\na=rtpmap:8 PCMA/8000\r\n\
+        a=rtpmap:9 G722/8000\r\na=rtpmap:18 G729/8000\r\na=rtpmap:101 telephone-event/8000\r\na=fmtp:101 0-15\r\n\
+        a=sendonly\r\n";
+    parse(TEXT.as_bytes()).expect("it is SDP")
+}
+
+/// This answer of ours as an offer: what was inactive may be sent into again. `None` when nothing was.
+pub fn reactivated(answer: &[u8], origin: AnswerOrigin) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(answer).ok().filter(|text| text.contains("\r\na=inactive\r\n"))?;
+    let mut active = String::with_capacity(text.len());
+    for line in text.split_inclusive("\r\n") {
+        match line.strip_prefix("o=- ").and_then(|rest| rest.splitn(3, ' ').nth(2)) {
+            Some(address) => put(
+                &mut active,
+                format_args!("o=- {} {} {}", origin.session_id, origin.version, address.trim_end()),
+            ),
+            None if line == "a=inactive\r\n" => active.push_str("a=recvonly\r\n"),
+            None => active.push_str(line),
+        }
+    }
+    Some(active.into_bytes())
+}
+
 /// What the library says, which may quote the offer: short and printable, for logs and reason phrases.
 fn malformed(refused: &sdp_types::ParserError) -> SdpError {
     const SHOWN: usize = 120;
@@ -545,6 +571,31 @@ mod tests {
             "",
         ];
         assert_eq!(text, expected.join("\r\n"));
+    }
+
+    #[test]
+    fn an_offer_of_our_own() {
+        let text =
+            String::from_utf8(answer(&unasked(), &[Line::Accept { port: 20_000 }], ORIGIN, V4)).unwrap();
+        assert!(text.contains("m=audio 20000 RTP/AVP 0 8 9 18 101\r\na=rtpmap:0 PCMU/8000\r\n"), "{text}");
+        assert!(text.ends_with("a=recvonly\r\n"), "{text}");
+    }
+
+    #[test]
+    fn what_was_inactive_is_offered_again() {
+        let offer = offer(
+            "m=audio 5000 RTP/AVP 0\r\na=inactive\r\nm=audio 5002 RTP/AVP 0\r\nm=video 0 RTP/AVP 98\r\n",
+        );
+        let lines = [Line::Accept { port: 20_000 }, Line::Accept { port: 20_002 }];
+        let held = answer(&offer, &lines, ORIGIN, V4);
+        let next = AnswerOrigin { version: 8, ..ORIGIN };
+        let active = reactivated(&held, next).unwrap();
+        let expected = String::from_utf8(held)
+            .unwrap()
+            .replace("a=inactive", "a=recvonly")
+            .replace("o=- 42 7 ", "o=- 42 8 ");
+        assert_eq!(String::from_utf8(active.clone()).unwrap(), expected);
+        assert_eq!(reactivated(&active, next), None);
     }
 
     #[test]

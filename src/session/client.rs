@@ -1,4 +1,4 @@
-//! Client transactions of the requests that we send in dialogs: BYE, UPDATE (RFC 3261 §17.1.2).
+//! Client transactions of the requests that we send in dialogs: BYE, UPDATE, re-INVITE (RFC 3261 §17.1).
 //!
 //! A recording ends when its BYE is handed over (§15.1.1), so nobody waits for the answer but a drain. What became of the
 //! others is told to their recording.
@@ -29,6 +29,8 @@ pub enum Purpose {
     Bye,
     /// It asks for a complete description of the communication sessions (RFC 7866 §9.2).
     Snapshot,
+    /// The session timer asks for it (RFC 4028 §10).
+    Refresh,
 }
 
 /// Who is to be told what became of a request.
@@ -39,14 +41,16 @@ pub struct Asker {
 }
 
 /// What a response was to the transactions.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Taken {
     /// No transaction has its branch.
     Stray,
     /// Provisional, or a copy of the final one.
     Absorbed(Asker),
-    /// The final one.
+    /// The final one. That of an INVITE has to be acknowledged: see [`Clients::acknowledged`].
     Final(Asker),
+    /// A copy of the final one to an INVITE: this ACK has to be sent again.
+    Again(Flow, Bytes),
 }
 
 /// What a timeout has to do.
@@ -60,12 +64,16 @@ pub struct Due {
 #[derive(Debug)]
 struct Client {
     asker: Asker,
+    invite: bool,
+    /// That of an INVITE's final response.
+    ack: Option<(Flow, Bytes)>,
     flow: Flow,
     bytes: Bytes,
     state: State,
-    /// Timer E, and the interval it will have next; `None` on reliable transports and after the final response.
+    /// Timer A or E, and the interval it will have next; `None` on reliable transports, after the final response, and of
+    /// an INVITE after the first provisional one.
     retransmit: Option<(Mono, Duration)>,
-    /// Timer F, then K.
+    /// Timer B or F, then D or K. A 1xx to an INVITE buys no time: our INVITEs ask nobody to pick up a telephone.
     ends: Mono,
     armed: Option<Mono>,
 }
@@ -84,7 +92,8 @@ pub fn branch(number: u64) -> String {
     format!("{COOKIE}{number:016x}")
 }
 
-fn number(branch: &str) -> Option<u64> {
+/// The number in a branch of ours.
+pub fn number(branch: &str) -> Option<u64> {
     u64::from_str_radix(branch.strip_prefix(COOKIE)?, 16).ok()
 }
 
@@ -97,7 +106,9 @@ impl Clients {
     pub fn begin(&mut self, now: Mono, number: u64, asker: Asker, flow: Flow, bytes: Bytes) {
         let retransmit = (!flow.transport.reliable()).then_some((now + T1, T1 * 2));
         let ends = now + TRANSACTION_TIMEOUT;
-        let client = Client { asker, flow, bytes, state: State::Trying, retransmit, ends, armed: None };
+        let invite = bytes.starts_with(b"INVITE ");
+        let state = State::Trying;
+        let client = Client { asker, invite, ack: None, flow, bytes, state, retransmit, ends, armed: None };
         self.clients.insert(number, client);
         self.unanswered += 1;
         self.arm(number);
@@ -112,19 +123,31 @@ impl Clients {
         };
         let asker = client.asker;
         if client.state == State::Completed {
-            return Taken::Absorbed(asker);
+            let ack = client.ack.clone().filter(|_| code >= 200);
+            return ack.map_or(Taken::Absorbed(asker), |(flow, ack)| Taken::Again(flow, ack));
         }
         if code < 200 {
             client.state = State::Proceeding;
-            client.retransmit = client.retransmit.map(|_| (now + T2, T2));
+            client.retransmit = client.retransmit.filter(|_| !client.invite).map(|_| (now + T2, T2));
         } else {
             client.state = State::Completed;
             client.retransmit = None;
             self.unanswered -= 1;
-            client.ends = if client.flow.transport.reliable() { now } else { now + T4 };
+            client.ends = match client.flow.transport.reliable() {
+                _ if client.invite => now + TRANSACTION_TIMEOUT,
+                true => now,
+                false => now + T4,
+            };
         }
         self.arm(number);
         if code < 200 { Taken::Absorbed(asker) } else { Taken::Final(asker) }
+    }
+
+    /// The final response of an INVITE with this branch has been acknowledged so.
+    pub fn acknowledged(&mut self, branch: &str, flow: Flow, ack: Bytes) {
+        if let Some(client) = number(branch).and_then(|number| self.clients.get_mut(&number)) {
+            client.ack = Some((flow, ack));
+        }
     }
 
     /// What has to be sent again, or is given up, by now.
@@ -143,7 +166,8 @@ impl Clients {
             if let Some((at, interval)) = client.retransmit.filter(|(at, _)| *at <= now) {
                 debug_assert!(at <= now);
                 due.resend.push((client.flow, client.bytes.clone()));
-                client.retransmit = Some((now + interval, (interval * 2).min(T2)));
+                let next = if client.invite { interval * 2 } else { (interval * 2).min(T2) };
+                client.retransmit = Some((now + interval, next));
             }
             self.arm(number);
         }
@@ -175,17 +199,25 @@ mod tests {
         Asker { key: RecordingKey { reactor: 0, slot: 3, generation: 1 }, purpose: Purpose::Bye };
 
     fn begin(transport: Transport) -> Clients {
-        let flow = Flow {
+        begin_with(transport, b"BYE sip:a@b SIP/2.0")
+    }
+
+    fn begin_with(transport: Transport, request: &'static [u8]) -> Clients {
+        let flow = flow(transport);
+        let mut clients = Clients::new();
+        clients.begin(Mono(0), 0xab, ASKER, flow, Bytes::from_static(request));
+        clients
+    }
+
+    fn flow(transport: Transport) -> Flow {
+        Flow {
             reactor: 0,
             transport,
             local: "192.0.2.1:5060".parse().unwrap(),
             peer: "192.0.2.2:5060".parse().unwrap(),
             listener: 0,
             connection: None,
-        };
-        let mut clients = Clients::new();
-        clients.begin(Mono(0), 0xab, ASKER, flow, Bytes::from_static(b"BYE"));
-        clients
+        }
     }
 
     fn repeats(clients: &mut Clients) -> (Vec<u64>, u64) {
@@ -226,6 +258,21 @@ mod tests {
         assert_eq!(clients.response(Mono(1), &branch(0xab), 200), Taken::Absorbed(ASKER));
         assert_eq!(repeats(&mut clients), (vec![], 5_000));
         assert_eq!(clients.response(Mono(1), &branch(0xab), 200), Taken::Stray);
+    }
+
+    #[test]
+    fn an_invite_has_timers_a_b_and_d() {
+        const INVITE: &[u8] = b"INVITE sip:a@b SIP/2.0";
+        let every = [500, 1_500, 3_500, 7_500, 15_500, 31_500];
+        assert_eq!(repeats(&mut begin_with(Transport::Udp, INVITE)), (every.to_vec(), 32_000));
+        let mut clients = begin_with(Transport::Udp, INVITE);
+        assert_eq!(clients.response(Mono(0), &branch(0xab), 100), Taken::Absorbed(ASKER));
+        assert_eq!(clients.response(Mono(0), &branch(0xab), 200), Taken::Final(ASKER));
+        let ack = Bytes::from_static(b"ACK");
+        clients.acknowledged(&branch(0xab), flow(Transport::Udp), ack.clone());
+        let again = Taken::Again(flow(Transport::Udp), ack);
+        assert_eq!(clients.response(Mono(0), &branch(0xab), 200), again);
+        assert_eq!(repeats(&mut clients), (vec![], 32_000));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Flow, client, contact_host};
-use crate::proto::sip::{Checked, Message, NameAddr, RequestBuilder, SipUri, request};
+use super::{Flow, client, contact_host, secure};
+use crate::proto::sip::{Checked, HeaderName, Message, Method, NameAddr, RequestBuilder, SipUri, request};
 
 #[derive(Debug)]
 pub struct Dialog {
@@ -20,6 +20,10 @@ pub struct Dialog {
     routes: Vec<String>,
     remote_cseq: u32,
     local_cseq: u32,
+    /// It is one of SIPS, and so are our Contacts in it.
+    pub secure: bool,
+    /// Whether UPDATE is among what the peer's newest Allow names; `None`: it has sent none.
+    pub allows_update: Option<bool>,
 }
 
 /// The CSeq of a request is lower than the one before (§12.2.2).
@@ -38,6 +42,8 @@ impl Dialog {
             routes: invite.record_routes().map(str::to_owned).collect(),
             remote_cseq: checked.cseq.number,
             local_cseq: 0,
+            secure: secure(invite),
+            allows_update: allows_update(invite),
         }
     }
 
@@ -56,11 +62,12 @@ impl Dialog {
         Ok(())
     }
 
-    /// A re-INVITE refreshes the target (§12.2.2).
-    pub fn refresh(&mut self, contact: Option<NameAddr>) {
-        if let Some(contact) = contact {
+    /// INVITE, UPDATE and the 2xx to ours refresh the target (§12.2).
+    pub fn refresh(&mut self, message: &Message) {
+        if let Ok(Some(contact)) = message.contact() {
             contact.uri.clone_into(&mut self.target);
         }
+        self.allows_update = allows_update(message).or(self.allows_update);
     }
 
     /// A request of ours, and where it goes (§12.2.1.1). `flow` is that of the dialog's newest request; `branch` a new
@@ -73,6 +80,17 @@ impl Dialog {
         fields: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> (Flow, Bytes) {
         self.local_cseq += 1;
+        let request = self.begin(method, flow, branch, self.local_cseq);
+        (self.destination(flow), fields(request).finish())
+    }
+
+    /// The ACK of the final response to our INVITE of this CSeq number. `branch` is that of the INVITE for a failure
+    /// (§17.1.1.3), and a new number for a 2xx (§13.2.2.4).
+    pub fn ack(&self, flow: Flow, branch: u64, cseq: u32) -> (Flow, Bytes) {
+        (self.destination(flow), self.begin("ACK", flow, branch, cseq).finish())
+    }
+
+    fn begin(&self, method: &str, flow: Flow, branch: u64, cseq: u32) -> RequestBuilder {
         let (uri, routes) = self.request_uri_and_routes();
         let via = format!(
             "SIP/2.0/{} {};branch={};rport",
@@ -84,12 +102,11 @@ impl Dialog {
         for route in &routes {
             request = request.header("Route", route);
         }
-        let request = request
+        request
             .header("From", format!("<{}>;tag={}", self.local_uri, self.local_tag))
             .header("To", self.remote())
             .header("Call-ID", &self.call_id)
-            .header("CSeq", format!("{} {method}", self.local_cseq));
-        (self.destination(flow), fields(request).finish())
+            .header("CSeq", format!("{cseq} {method}"))
     }
 
     fn remote(&self) -> String {
@@ -122,6 +139,11 @@ impl Dialog {
             .filter(|peer| peer.is_ipv4() == flow.local.is_ipv4() && !peer.ip().is_unspecified());
         Flow { peer: peer.map_or(flow.peer, |peer| on_link(peer, flow.peer)), ..flow }
     }
+}
+
+fn allows_update(message: &Message) -> Option<bool> {
+    message.first(HeaderName::Allow)?;
+    Some(message.tokens(HeaderName::Allow).any(|method| method == Method::Update.text()))
 }
 
 /// No URI names the zone of a link-local IPv6 address (RFC 6874 never came to SIP): it is the link of what came.

@@ -1,17 +1,16 @@
 //! How recording sessions end: BYE, no ACK, drain. And what comes after, until the slot is free again.
 
-use rand::Rng;
 use std::time::Duration;
 
-use super::client::{Asker, Purpose};
+use super::client::Purpose;
 use super::content::content;
 use super::recording::Phase;
-use super::send::{Refusal, Request};
+use super::send::{Ask, Refusal, Request};
 use super::{Close, Command, Notice, RecordingKey, Sessions};
 use crate::clock::{Mono, Now};
 use crate::counters::RefuseCause;
 use crate::limits::{BYE_GRACE, T2, TRANSACTIONS_BASE, TRANSACTIONS_PER_SESSION};
-use crate::proto::sip::RequestBuilder;
+use crate::proto::sip::Method;
 
 /// The way to the end of the program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,7 +54,13 @@ impl Sessions {
     }
 
     /// The SRC could not be told by its own BYE, so it gets one from us, if there is still a way to it.
-    fn hang_up(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {
+    pub(super) fn hang_up(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        cause: &'static str,
+        out: &mut Vec<Command>,
+    ) {
         self.hang_up_because(now, key, cause, None, out);
     }
 
@@ -74,26 +79,10 @@ impl Sessions {
         out: &mut Vec<Command>,
     ) {
         self.terminate_reinvite(now, key, out);
-        let branch = self.rng.random();
-        let way = self
-            .slots
-            .get(key)
-            .and_then(|recording| self.connections.way(recording.flow, recording.certificate.as_deref()));
-        self.counters.byes_unsent.add(u64::from(way.is_none()));
-        if let Some((recording, flow)) = self.slots.get_mut(key).zip(way) {
-            let product = &self.rules.product;
-            let fields = |bye: RequestBuilder| {
-                let bye = bye.header("User-Agent", product);
-                match &reason {
-                    Some(reason) => bye.header("Reason", reason),
-                    None => bye,
-                }
-            };
-            let (flow, bytes) = recording.dialog.request("BYE", flow, branch, fields);
-            let asker = Asker { key, purpose: Purpose::Bye };
-            self.clients.begin(now.mono, branch, asker, flow, bytes.clone());
-            self.transmit(now, flow, bytes, Some(key), out);
-        }
+        let fields = reason.into_iter().map(|reason| ("Reason", reason)).collect();
+        let told =
+            self.ask(now, key, Ask { method: Method::Bye, purpose: Purpose::Bye, fields, body: None }, out);
+        self.counters.byes_unsent.add(u64::from(!told));
         self.end(now, key, cause, out);
     }
 
@@ -111,6 +100,7 @@ impl Sessions {
     fn end(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {
         let Some(recording) = self.slots.get_mut(key) else { return };
         recording.phase = Phase::Closing;
+        recording.timer = None;
         let manifest = recording.manifest(&self.rules, now.wall, cause);
         if let Some(id) = recording.unacknowledged.take().and_then(|waiting| waiting.transaction) {
             self.transactions.acknowledged(id);
@@ -162,6 +152,13 @@ impl Sessions {
                 Refusal::unavailable(RefuseCause::OpenTimeout, "the files could not be opened in time");
             return self.abandon(now, key, &refusal, out);
         }
+        self.ack_timeout(now, key, out);
+        self.session_timeout(now, key, out);
+    }
+
+    /// A 200 whose ACK does not come is repeated, and in the end given up.
+    fn ack_timeout(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
         let Some(waiting) = &mut recording.unacknowledged else { return };
         if waiting.deadline <= now.mono {
             self.counters.ack_timeouts.add(1);

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use rand::Rng;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::answer::{self, Plan};
 use super::content::{Content, ContentError, content};
@@ -12,28 +13,36 @@ use super::history::{History, Reading};
 use super::id::{self, Id};
 use super::metadata::{Asking, read_metadata};
 use super::recording::{Changing, MediaSession, Opening, Pending, Phase, Recording, Unacknowledged};
+use super::refresh::{self, Agreed};
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::{
-    Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, contact_uri,
+    Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, Terms,
+    contact_uri, secure,
 };
 use crate::clock::{Mono, Now};
 use crate::counters::RefuseCause;
-use crate::limits::{OPEN_TIMEOUT, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
+use crate::limits::{OPEN_TIMEOUT, SDP_MAX, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
+use crate::proto::manifest::{Event, EventKind};
 use crate::proto::metadata::Metadata;
-use crate::proto::sdp::{self, AnswerOrigin, Offer};
-use crate::proto::sip::{HeaderName, Message, Method, NameAddr};
+use crate::proto::sdp::{self, AnswerOrigin, Offer, SdpError};
+use crate::proto::sip::{HeaderName, Method, NameAddr};
 
 /// A new recording session that can be had.
 struct Admitted {
+    /// The SRC has made no offer, and this one is ours.
+    offers: bool,
     offer: Offer,
     plans: Vec<Plan>,
     metadata: Vec<Reading>,
+    agreed: Option<Agreed>,
     key: RecordingKey,
     pairs: Vec<PortPair>,
 }
 
 /// What a re-INVITE leads to.
 struct Renegotiated {
+    /// Nothing was offered, so the 200 does.
+    offers: bool,
     session: MediaSession,
     added: usize,
     removed: Vec<u8>,
@@ -41,7 +50,7 @@ struct Renegotiated {
 
 impl Sessions {
     pub(super) fn invite(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
-        match self.admit(request) {
+        match self.admit(now, request) {
             Ok(admitted) => self.open(now, request, admitted, out),
             Err(refusal) => {
                 self.note_refused(request.at, &refusal);
@@ -50,26 +59,33 @@ impl Sessions {
         }
     }
 
-    fn admit(&mut self, request: &Request) -> Result<Admitted, Refusal> {
+    fn admit(&mut self, now: Now, request: &Request) -> Result<Admitted, Refusal> {
         if request.transaction.is_none() {
             return Err(Refusal::unavailable(RefuseCause::Overload, "too many transactions"));
         }
+        // RFC 3261 §21.4.9. Its SRC waits no longer (timer B), and nobody would end what is begun now.
+        if waited(now, request) > TRANSACTION_TIMEOUT {
+            return Err(Refusal::new(408, RefuseCause::TooLate, "the INVITE has waited for too long"));
+        }
         let content = content(request.message, request.bytes).map_err(bad_content)?;
-        if let Some(why) = self.no_recording_session(request, &content) {
-            return Err(Refusal::new(403, RefuseCause::NotRecording, why).warning(399));
+        let Terms { plain_sdp, empty_invite, .. } = self.rules.terms;
+        let wanted = if content.sdp.is_some() { plain_sdp } else { empty_invite };
+        if let Some(refusal) = self.no_recording_session(request, &content).filter(|_| !wanted) {
+            return Err(refusal);
         }
         if let Some(refusal) = self.no_room() {
             return Err(refusal);
         }
-        let Some(sdp) = content.sdp else {
-            return Err(Refusal::new(
-                488,
-                RefuseCause::NotAcceptable,
-                "an INVITE without an offer is not supported",
-            )
-            .warning(399));
+        let agreed = refresh::agree(request.message, None, &self.rules.terms)?;
+        let offers = content.sdp.is_none();
+        let mut offer = match content.sdp {
+            Some(sdp) => sdp::parse(&sdp).map_err(bad_sdp)?,
+            None if empty_invite => sdp::unasked(),
+            None => {
+                let why = "an INVITE without an offer is not supported".to_owned();
+                return Err(not_acceptable(399, why));
+            }
         };
-        let mut offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
         answer::narrow(&mut offer, &[], &[], self.rules.format);
         let plans = answer::plan(&offer, &[], &[], self.rules.format, STREAMS_PER_RECORDING_MAX)
             .ok()
@@ -85,7 +101,7 @@ impl Sessions {
         let no_slot = || Refusal::unavailable(RefuseCause::NoSlot, "as many sessions as are allowed");
         let key = self.slots.vacant(reactor).ok_or_else(no_slot)?;
         let pairs = self.ports.take(reactor, needed).ok_or_else(no_port)?;
-        Ok(Admitted { offer, plans, metadata, key, pairs })
+        Ok(Admitted { offers, offer, plans, metadata, agreed, key, pairs })
     }
 
     /// Why no new session can be had, whatever it offers.
@@ -102,7 +118,7 @@ impl Sessions {
     }
 
     fn open(&mut self, now: Now, request: &Request, admitted: Admitted, out: &mut Vec<Command>) {
-        let Admitted { offer, plans, metadata, key, pairs } = admitted;
+        let Admitted { offers, offer, plans, metadata, agreed, key, pairs } = admitted;
         let address = self.media_address(request.flow);
         let origin = AnswerOrigin { session_id: self.rng.random::<u64>() >> 2, version: 1 };
         let empty = MediaSession {
@@ -115,7 +131,7 @@ impl Sessions {
         let session = empty.renegotiated(&offer, &plans, pairs, address);
         let (tag, local_tag) = self.new_tag();
         let said = metadata.iter().rev().find_map(Reading::metadata);
-        let ok = self.ok(request, &local_tag, Some(&session.answer), said);
+        let ok = self.ok(request, &local_tag, agreed, Some(&session.answer), said);
         let trying = self.build(request.message, 100, None, request.flow).finish();
         let mut recording = Box::new(Recording {
             key,
@@ -126,11 +142,14 @@ impl Sessions {
             certificate: self.connections.certificate(request.flow).cloned(),
             flow: request.flow,
             phase: Phase::Opening(Box::new(Opening {
-                invite: pending(now, request, ok),
+                invite: Pending { offers, ..pending(now, request, agreed, ok) },
                 signals: Vec::new(),
                 deadline: now.mono + OPEN_TIMEOUT,
             })),
             unacknowledged: None,
+            timer: None,
+            inviting: false,
+            negotiated: !offers,
             session,
             history: History::default(),
             events: Events::default(),
@@ -245,29 +264,40 @@ impl Sessions {
         if let Some(refusal) = self.glare(key, request, content.sdp.is_some()) {
             return self.refuse(now, request, &refusal, out);
         }
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let agreed = match refresh::agree(request.message, recording.timer.as_ref(), &self.rules.terms) {
+            Ok(agreed) => agreed,
+            Err(refusal) => return self.refuse(now, request, &refusal, out),
+        };
+        recording.dialog.refresh(request.message);
         if let Err(refusal) = self.admit_metadata(request.at, key, content.metadata, out) {
             return self.refuse(now, request, &refusal, out);
         }
-        let Some(recording) = self.slots.get_mut(key) else { return };
-        recording.dialog.refresh(request.checked.contact);
         if request.checked.method == Method::Update && content.sdp.is_none() {
-            let ok = self.ok(request, request.checked.to_tag.unwrap_or_default(), None, None);
-            return self.respond(now, request, 200, ok, out);
+            let ok = self.ok(request, request.checked.to_tag.unwrap_or_default(), agreed, None, None);
+            self.respond(now, request, 200, ok, out);
+            return self.start_timer(now, key, agreed);
         }
         match self.renegotiate(key, content.sdp) {
-            Ok(renegotiated) => self.change(now, key, request, renegotiated, out),
+            Ok(renegotiated) => self.change(now, key, request, agreed, renegotiated, out),
             Err(refusal) => self.refuse(now, request, &refusal, out),
         }
     }
 
-    /// Why an INVITE or UPDATE has to come again later: another is still being answered. What changes no stream (metadata,
-    /// the session timer) may pass an INVITE in an UPDATE, but not another UPDATE (RFC 3311 §5.2).
+    /// Why an INVITE or UPDATE has to come again later: one of ours (RFC 3261 §14.2) or another of theirs is still being
+    /// answered. What changes no stream (metadata, the session timer) may pass an INVITE in an UPDATE, but not another
+    /// UPDATE (RFC 3311 §5.2).
     fn glare(&mut self, key: RecordingKey, request: &Request, offers: bool) -> Option<Refusal> {
+        let passes = !offers && request.checked.method == Method::Update;
+        let recording = self.slots.get(key)?;
+        let offered = recording.unacknowledged.as_ref().is_some_and(|waiting| waiting.offers);
+        if (recording.inviting && !passes) || (offered && offers) {
+            return Some(Refusal::new(491, RefuseCause::Overload, "an offer of ours is under way"));
+        }
         let before = match &self.slots.get(key)?.phase {
             Phase::Changing(changing) => Some(changing.pending.method),
             _ => None,
         };
-        let passes = !offers && request.checked.method == Method::Update;
         let waits = before.is_some_and(|method| method == Method::Update || !passes);
         if !waits && request.transaction.is_some() {
             return None;
@@ -278,15 +308,16 @@ impl Sessions {
     }
 
     /// What the offer changes. Without an offer (updates of the metadata come so, RFC 8068) the 200 offers what holds
-    /// already, and the answer in its ACK cannot move us. The media address is that of the first answer, whatever way the
+    /// already, and its ACK answers. The media address is that of the first answer, whatever way the
     /// re-INVITE takes: its streams are being received, and recorded, there.
     fn renegotiate(&mut self, key: RecordingKey, sdp: Option<Bytes>) -> Result<Renegotiated, Refusal> {
         let Some(recording) = self.slots.get(key) else { return Err(not_acceptable(399, String::new())) };
         let session = &recording.session;
         let Some(sdp) = sdp else {
-            return Ok(Renegotiated { session: session.clone(), added: 0, removed: Vec::new() });
+            let session = session.offered_again();
+            return Ok(Renegotiated { offers: true, session, added: 0, removed: Vec::new() });
         };
-        let mut offer = sdp::parse(&sdp).map_err(|error| not_acceptable(399, error.to_string()))?;
+        let mut offer = sdp::parse(&sdp).map_err(bad_sdp)?;
         answer::narrow(&mut offer, &session.lines, &session.streams, self.rules.format);
         let room = STREAMS_PER_RECORDING_MAX - session.streams.len();
         let plans = answer::plan(&offer, &session.lines, &session.streams, self.rules.format, room)
@@ -298,7 +329,8 @@ impl Sessions {
             .ok_or_else(|| Refusal::unavailable(RefuseCause::NoPort, "not enough free media ports"))?;
         let removed = answer::removed(&session.lines, &plans);
         let address = self.media_address(recording.source);
-        Ok(Renegotiated { session: session.renegotiated(&offer, &plans, pairs, address), added, removed })
+        let session = session.renegotiated(&offer, &plans, pairs, address);
+        Ok(Renegotiated { offers: false, session, added, removed })
     }
 
     /// Answers at once when no port is touched, else when the engine has done it. There is no 100 to an UPDATE, which a
@@ -308,15 +340,17 @@ impl Sessions {
         now: Now,
         key: RecordingKey,
         request: &Request,
+        agreed: Option<Agreed>,
         renegotiated: Renegotiated,
         out: &mut Vec<Command>,
     ) {
-        let Renegotiated { session, added, removed } = renegotiated;
+        let Renegotiated { offers, session, added, removed } = renegotiated;
         let Some(source) = self.slots.get(key).map(|recording| recording.source) else { return };
         let address = self.media_address(source);
         let local_tag = request.checked.to_tag.unwrap_or_default();
         let said = self.slots.get(key).and_then(|recording| recording.history.base());
-        let pending = pending(now, request, self.ok(request, local_tag, Some(&session.answer), said));
+        let ok = self.ok(request, local_tag, agreed, Some(&session.answer), said);
+        let pending = Pending { offers, ..pending(now, request, agreed, ok) };
         if added == 0 && removed.is_empty() {
             if let Some(recording) = self.slots.get_mut(key) {
                 recording.session = session;
@@ -371,11 +405,13 @@ impl Sessions {
     /// acknowledged: the SRC would not have gone on without it.
     fn accept(&mut self, now: Now, key: RecordingKey, invite: Pending, out: &mut Vec<Command>) {
         self.respond_pending(now, key, &invite, 200, invite.ok.clone(), out);
+        self.start_timer(now, key, invite.agreed);
         if invite.method == Method::Update {
             return self.publish(key);
         }
         let Some(recording) = self.slots.get_mut(key) else { return };
         let before = recording.unacknowledged.replace(Unacknowledged {
+            offers: invite.offers,
             transaction: invite.transaction,
             flow: invite.reply,
             ok: invite.ok,
@@ -391,20 +427,56 @@ impl Sessions {
         self.publish(key);
     }
 
+    /// The answer to an offer of ours, in the ACK of its 200 (RFC 3264 §5). Without one a new session has nothing to record,
+    /// and ends; one that went on before goes on as before, since updates of the metadata are acknowledged so.
+    pub(super) fn take_answer(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        sdp: Option<Bytes>,
+        out: &mut Vec<Command>,
+    ) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let answer = sdp.and_then(|sdp| sdp::parse(&sdp).ok());
+        let taken = answer.is_some_and(|answer| recording.session.answered(&answer));
+        recording.attribute();
+        let first = !std::mem::replace(&mut recording.negotiated, true);
+        if !taken {
+            self.counters.answers_missing.add(1);
+        }
+        if !taken && first {
+            self.hang_up(now, key, "no_answer", out);
+        }
+    }
+
+    /// The session timer as the 200 that has been sent says.
+    fn start_timer(&mut self, now: Now, key: RecordingKey, agreed: Option<Agreed>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        if recording.timer.is_some() && agreed.is_some() {
+            recording.events.push(Event::new(now.wall, EventKind::Refreshed));
+        }
+        recording.timer = agreed.map(|agreed| agreed.begin(now.mono, recording.timer.as_ref()));
+        self.rearm(key);
+    }
+
     /// The 200 to an INVITE or UPDATE. Only an UPDATE without an offer has no answer. `said` is the metadata that may go
     /// with it.
     fn ok(
         &self,
         request: &Request,
         local_tag: &str,
+        agreed: Option<Agreed>,
         answer: Option<&[u8]>,
         said: Option<&Metadata>,
     ) -> Bytes {
+        let fields = agreed.map(|agreed| agreed.fields()).unwrap_or_default();
         let ok = || {
-            self.build(request.message, 200, Some(local_tag), request.flow)
+            let ok = self
+                .build(request.message, 200, Some(local_tag), request.flow)
                 .record_routes(request.message)
-                .header("Contact", contact(request.message, request.flow))
-                .header("Allow", ALLOW)
+                .header("Contact", contact(secure(request.message), request.flow))
+                .header("Allow", ALLOW);
+            fields.iter().fold(ok, |ok, (name, value)| ok.header(name, value))
         };
         let Some(answer) = answer else { return ok().finish() };
         let plain = ok().body("application/sdp", answer).finish();
@@ -430,13 +502,17 @@ impl Sessions {
 }
 
 /// What every SRS has in its Contact (RFC 7866 §6.2).
-pub fn contact(request: &Message, flow: Flow) -> String {
-    format!("<{}>;+sip.srs", contact_uri(request, flow))
+pub fn contact(secure: bool, flow: Flow) -> String {
+    format!("<{}>;+sip.srs", contact_uri(secure, flow))
 }
 
-fn pending(now: Now, request: &Request, ok: Bytes) -> Pending {
-    // The set-up time begins when the kernel had the INVITE.
-    let waited = now.wall.0.saturating_sub(request.at.0);
+/// Since the kernel had the request: the set-up time begins then.
+fn waited(now: Now, request: &Request) -> Duration {
+    Duration::from_nanos(now.wall.0.saturating_sub(request.at.0))
+}
+
+fn pending(now: Now, request: &Request, agreed: Option<Agreed>, ok: Bytes) -> Pending {
+    let waited = waited(now, request).as_nanos() as u64;
     Pending {
         method: request.checked.method,
         transaction: request.transaction,
@@ -444,6 +520,8 @@ fn pending(now: Now, request: &Request, ok: Bytes) -> Pending {
         flow: request.flow,
         reply: request.reply,
         ok,
+        offers: false,
+        agreed,
         cseq: request.checked.cseq.number,
         received: Mono(now.mono.0.saturating_sub(waited)),
     }
@@ -453,7 +531,8 @@ impl Sessions {
     /// Why the request asks for no recording session. RFC 7866 §6.2 wants both `+sip.src` and `siprec`. SRCs are deployed that send
     /// one of them, or `src`, or put them into the brackets, or send neither with their rs-metadata; what to do with those is
     /// ours to say (§6.1.1), and we record unless told to keep to the letter.
-    fn no_recording_session(&self, request: &Request, content: &Content) -> Option<&'static str> {
+    fn no_recording_session(&self, request: &Request, content: &Content) -> Option<Refusal> {
+        let refuse = |why: &'static str| Refusal::new(403, RefuseCause::NotRecording, why).warning(399);
         let siprec = [HeaderName::Require, HeaderName::Supported, HeaderName::ProxyRequire]
             .into_iter()
             .any(|field| request.message.tokens(field).any(|tag| tag.eq_ignore_ascii_case("siprec")));
@@ -462,15 +541,26 @@ impl Sessions {
             let src = contact.is_some_and(|contact| contact.param("+sip.src").is_some());
             return match (siprec, src) {
                 (true, true) => None,
-                (false, _) => Some("not a recording session: no option tag siprec (RFC 7866 6.2)"),
-                (_, false) => Some("not a recording session: no +sip.src in Contact (RFC 7866 6.2)"),
+                // It says that it is an SRC, and not that it can do what is asked of one (RFC 3261 §21.4.16).
+                (false, true) => {
+                    let why = "an SRC requires the option tag siprec (RFC 7866 6.1.1)";
+                    Some(
+                        Refusal::new(421, RefuseCause::NotRecording, why)
+                            .field("Require", "siprec")
+                            .warning(399),
+                    )
+                }
+                (false, false) => {
+                    Some(refuse("not a recording session: no option tag siprec (RFC 7866 6.2)"))
+                }
+                (_, false) => Some(refuse("not a recording session: no +sip.src in Contact (RFC 7866 6.2)")),
             };
         }
         let feature = |contact: NameAddr| {
             ["+sip.src", "src"].iter().any(|name| contact.param(name).or(contact.uri_param(name)).is_some())
         };
         let session = siprec || !content.metadata.is_empty() || contact.is_some_and(feature);
-        (!session).then_some("not a recording session: no siprec, +sip.src or rs-metadata")
+        (!session).then(|| refuse("not a recording session: no siprec, +sip.src or rs-metadata"))
     }
 }
 
@@ -488,6 +578,14 @@ pub fn bad_content(error: ContentError) -> Refusal {
 }
 
 /// 488 also where the SDP cannot be read at all: 400 makes some SRCs give up more than the offer.
+fn bad_sdp(error: SdpError) -> Refusal {
+    if error == SdpError::TooLarge {
+        let why = format!("SDP is larger than {SDP_MAX} bytes");
+        return Refusal::new(413, RefuseCause::TooLarge, why).warning(399);
+    }
+    not_acceptable(399, error.to_string())
+}
+
 fn not_acceptable(warning: u16, why: String) -> Refusal {
     Refusal::new(488, RefuseCause::NotAcceptable, why).warning(warning)
 }

@@ -8,7 +8,7 @@ use super::history::{Reading, Taken};
 use super::id::Id;
 use super::invite::contact;
 use super::recording::{Phase, Recording};
-use super::send::{Refusal, Request};
+use super::send::Refusal;
 use super::{Command, Flow, Notice, RecordingKey, Sessions, SmallFile, Transport};
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::RefuseCause;
@@ -169,20 +169,15 @@ impl Sessions {
     }
 
     /// Sends the question that is due, when the dialog is at rest (RFC 7866 §9.2: an UPDATE without SDP).
-    pub(super) fn ask_for_snapshot(
-        &mut self,
-        now: Now,
-        key: RecordingKey,
-        request: &Request,
-        out: &mut Vec<Command>,
-    ) {
+    pub(super) fn ask_for_snapshot(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
         let branch = self.rng.random();
         let Some(recording) = self.slots.get_mut(key) else { return };
         if !matches!(recording.phase, Phase::Established) || recording.unacknowledged.is_some() {
             return;
         }
         let Some(why) = recording.asking.due(now.mono) else { return };
-        let fields = snapshot_request(contact(request.message, recording.flow), why, &self.rules.product);
+        let fields =
+            snapshot_request(contact(recording.dialog.secure, recording.flow), why, &self.rules.product);
         let (flow, bytes) = recording.dialog.request("UPDATE", recording.flow, branch, fields);
         recording.events.push(Event::new(now.wall, EventKind::SnapshotRequested).detail(why));
         self.counters.snapshots_requested.add(1);

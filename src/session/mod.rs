@@ -21,6 +21,7 @@ mod invite;
 mod metadata;
 mod ports;
 mod recording;
+mod refresh;
 mod requests;
 mod send;
 pub mod seqlock;
@@ -42,6 +43,7 @@ use std::time::Duration;
 
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
+use crate::limits::{MIN_SE, SESSION_EXPIRES};
 use crate::proto::manifest::{Format, Manifest, PeerCertificate};
 use crate::proto::metadata::Finding;
 use crate::proto::sdp::Codec;
@@ -332,6 +334,31 @@ pub struct Rules {
     pub answer_metadata: bool,
     /// For Server and User-Agent, and for the manifest: `sipreel/0.1.0`.
     pub product: String,
+    pub terms: Terms,
+}
+
+/// On what terms sessions are held.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Terms {
+    /// The session timer that we ask of an SRC that knows of them and asks for none; `None`: none.
+    pub session_expires: Option<Duration>,
+    /// The shortest session timer that is accepted, at least `limits::MIN_SE`.
+    pub min_se: Duration,
+    /// An SDP offer is recorded that nothing marks as a recording session.
+    pub plain_sdp: bool,
+    /// An INVITE without an offer is answered with one of ours.
+    pub empty_invite: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Terms {
+            session_expires: Some(SESSION_EXPIRES),
+            min_se: MIN_SE,
+            plain_sdp: false,
+            empty_invite: false,
+        }
+    }
 }
 
 /// A thing worth a log line, once. The shell prints it.
@@ -469,7 +496,7 @@ impl Sessions {
             out.push(Command::Send { flow, bytes });
         }
         for asker in due.given_up {
-            self.unanswered(now, asker, out);
+            self.answered(now, asker, 408, None, out);
         }
         self.drain_timeout(now, out);
         self.gauge();
@@ -539,11 +566,11 @@ fn contact_host(address: SocketAddr) -> SocketAddr {
 
 /// Our Contact (RFC 3261 §12.1.1). Over TLS `sips` where the dialog is one of SIPS, else with the transport that keeps the dialog's
 /// requests on it; a SIPS request that another hop has brought in the clear is answered as it came.
-fn contact_uri(request: &Message, flow: Flow) -> String {
+fn contact_uri(secure: bool, flow: Flow) -> String {
     let host = contact_host(flow.local);
     match flow.transport {
         Transport::Udp => format!("sip:sipreel@{host}"),
-        Transport::Tls if secure(request) => format!("sips:sipreel@{host}"),
+        Transport::Tls if secure => format!("sips:sipreel@{host}"),
         transport => format!("sip:sipreel@{host};transport={}", transport.name()),
     }
 }

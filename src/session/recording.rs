@@ -11,6 +11,7 @@ use super::events::Events;
 use super::history::{History, Reading, Taken};
 use super::id::Id;
 use super::metadata::Asking;
+use super::refresh::{Agreed, SessionTimer};
 use super::table::{Snapshot, State};
 use super::transaction::TransactionId;
 use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal};
@@ -37,6 +38,12 @@ pub struct Recording {
     pub phase: Phase,
     /// The 200 that waits for its ACK.
     pub unacknowledged: Option<Unacknowledged>,
+    /// The session timer, when one was agreed on.
+    pub timer: Option<SessionTimer>,
+    /// An INVITE of ours waits for its answer.
+    pub inviting: bool,
+    /// An offer has been answered, by either side.
+    pub negotiated: bool,
     pub session: MediaSession,
     pub history: History,
     /// What changed so far, for the manifest.
@@ -89,6 +96,10 @@ pub struct Pending {
     pub flow: Flow,
     pub reply: Flow,
     pub ok: Bytes,
+    /// That 200 does not answer an offer but makes one.
+    pub offers: bool,
+    /// What that 200 says of session timers.
+    pub agreed: Option<Agreed>,
     pub cseq: u32,
     pub received: Mono,
 }
@@ -96,6 +107,8 @@ pub struct Pending {
 /// A 200 is repeated by the session until its ACK comes, on every transport (RFC 3261 §13.3.1.4).
 #[derive(Debug)]
 pub struct Unacknowledged {
+    /// It makes an offer, which its ACK has to answer.
+    pub offers: bool,
     pub transaction: Option<TransactionId>,
     pub flow: Flow,
     pub ok: Bytes,
@@ -150,6 +163,18 @@ impl Stream {
             port: ports.rtp,
             ports: Some(ports),
             participants: Vec::new(),
+        }
+    }
+
+    /// Codecs of ours that the SRC does not name will not come, unless it names none that we know.
+    fn answered(&mut self, media: &MediaLine) {
+        let named = |codec: &Codec| media.codecs.iter().any(|other| other.payload_type == codec.payload_type);
+        if self.codecs.iter().any(named) {
+            self.codecs.retain(named);
+        }
+        if media.label.is_some() {
+            self.offered_label.clone_from(&media.label);
+            self.label = self.label.take().or_else(|| media.label.clone());
         }
     }
 
@@ -212,6 +237,31 @@ impl MediaSession {
         new
     }
 
+    /// What we offer when the SRC wants us to: what holds, and nothing held.
+    pub fn offered_again(&self) -> MediaSession {
+        let mut new = self.clone();
+        let origin = AnswerOrigin { version: self.origin.version + 1, ..self.origin };
+        if let Some(active) = sdp::reactivated(&self.answer, origin) {
+            (new.answer, new.origin) = (active.into(), origin);
+        }
+        new
+    }
+
+    /// Takes the answer to an offer of ours. `false`: it is none, or turns every stream down.
+    pub fn answered(&mut self, answer: &Offer) -> bool {
+        let used = |media: &MediaLine| media.port != 0;
+        if answer.media.len() != self.lines.len() || !answer.media.iter().any(used) {
+            return false;
+        }
+        for (line, media) in self.lines.iter().zip(&answer.media).filter(|(_, media)| used(media)) {
+            let Some(stream) = line.and_then(|index| self.streams.get_mut(usize::from(index))) else {
+                continue;
+            };
+            stream.answered(media);
+        }
+        true
+    }
+
     /// An m-line with port 0 is one that the SRC itself has taken away (RFC 3264 §8.2).
     fn refuse(&mut self, m_line: usize, media: &MediaLine) {
         let short = |text: &str| text.chars().take(TABLE_TEXT).collect::<String>();
@@ -269,7 +319,10 @@ impl Recording {
     pub fn due(&self) -> Option<Mono> {
         match &self.phase {
             Phase::Opening(opening) => Some(opening.deadline),
-            _ => self.unacknowledged.as_ref().map(|waiting| waiting.next.min(waiting.deadline)),
+            _ => {
+                let ack = self.unacknowledged.as_ref().map(|waiting| waiting.next.min(waiting.deadline));
+                ack.into_iter().chain(self.timer.map(|timer| timer.due())).min()
+            }
         }
     }
 

@@ -48,24 +48,34 @@ impl Sessions {
         match self.clients.response(now.mono, branch, code) {
             Taken::Stray => self.counters.stray.add(1),
             Taken::Absorbed(asker) => self.signal(asker.key, signal, out),
+            Taken::Again(flow, ack) => {
+                self.counters.retransmissions_sent.add(1);
+                out.push(Command::Send { flow, bytes: ack })
+            }
             Taken::Final(asker) => {
                 self.signal(asker.key, signal, out);
-                self.answered(asker, code);
+                if message.cseq().is_ok_and(|cseq| cseq.method == Method::Invite) {
+                    self.acknowledge_response(now, asker.key, message, code, out);
+                }
+                self.answered(now, asker, code, Some(message), out);
             }
         }
     }
 
-    /// The final response to a request of ours.
-    fn answered(&mut self, asker: Asker, code: u16) {
+    /// The final response to a request of ours. None in time is as good as 408 (RFC 3261 §8.1.3.1).
+    pub(super) fn answered(
+        &mut self,
+        now: Now,
+        asker: Asker,
+        code: u16,
+        response: Option<&Message>,
+        out: &mut Vec<Command>,
+    ) {
         match asker.purpose {
             Purpose::Bye => {}
+            Purpose::Refresh => self.refreshed(now, asker.key, code, response, out),
             Purpose::Snapshot => self.snapshot_answered(asker.key, code),
         }
-    }
-
-    /// No final response came to a request of ours: as good as 408 (RFC 3261 §8.1.3.1).
-    pub(super) fn unanswered(&mut self, _now: Now, asker: Asker, _out: &mut Vec<Command>) {
-        self.answered(asker, 408);
     }
 
     /// 400, or 505, without a transaction: what is wrong may be what would have named it.
@@ -196,7 +206,7 @@ impl Sessions {
             Method::Prack => self.unknown_dialog(now, request, out),
             _ => self.describe(now, request, out),
         }
-        self.ask_for_snapshot(now, key, request, out);
+        self.ask_for_snapshot(now, key, out);
     }
 
     /// Metadata is taken from INFO too. What else comes so (DTMF, mostly) is in the pcap, and no reason for a refusal.
@@ -231,8 +241,12 @@ impl Sessions {
     }
 
     fn describe(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
-        let fields =
-            [("Allow", ALLOW), ("Accept", ACCEPT), ("Accept-Encoding", "identity"), ("Supported", "siprec")];
+        let fields = [
+            ("Allow", ALLOW),
+            ("Accept", ACCEPT),
+            ("Accept-Encoding", "identity"),
+            ("Supported", "siprec, timer"),
+        ];
         self.answer(now, request, 200, &fields, out);
     }
 
@@ -251,11 +265,14 @@ impl Sessions {
             self.transactions.acknowledged(id);
         }
         self.rearm(key);
-        let metadata = content(request.message, request.bytes).unwrap_or_default().metadata;
-        if let Err(why) = self.file_metadata(request.at, key, metadata, out) {
+        let content = content(request.message, request.bytes).unwrap_or_default();
+        if let Err(why) = self.file_metadata(request.at, key, content.metadata, out) {
             return self.refuse_by_bye(now, key, &why, out);
         }
-        self.ask_for_snapshot(now, key, request, out);
+        if waiting.offers {
+            self.take_answer(now, key, content.sdp, out);
+        }
+        self.ask_for_snapshot(now, key, out);
     }
 
     /// The recording that takes requests in the dialog of this request.

@@ -1,9 +1,11 @@
 //! Messages on their way out: each response is counted, kept by its transaction, and part of its recording.
 
 use bytes::Bytes;
+use rand::Rng;
 use serde_json::json;
 use std::borrow::Cow;
 
+use super::client::{self, Asker, Purpose};
 use super::recording::{Pending, Phase};
 use super::transaction::{Resend, TransactionId};
 use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, id};
@@ -11,7 +13,7 @@ use crate::clock::{Now, Wall};
 use crate::counters::RefuseCause;
 use crate::limits::{EXPLAINED_FINDINGS_MAX, RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
 use crate::proto::metadata::{Finding, Findings};
-use crate::proto::sip::{Checked, Message, Method, ResponseBuilder, reason_phrase, response};
+use crate::proto::sip::{Checked, Message, Method, RequestBuilder, ResponseBuilder, reason_phrase, response};
 
 pub const ALLOW: &str = "INVITE, ACK, BYE, CANCEL, OPTIONS, UPDATE, INFO, PRACK";
 pub const ACCEPT: &str =
@@ -31,6 +33,15 @@ pub struct Request<'a> {
     pub transaction: Option<TransactionId>,
     /// The recording in whose dialog it is.
     pub owner: Option<RecordingKey>,
+}
+
+/// A request of ours in a dialog.
+pub struct Ask {
+    pub method: Method,
+    pub purpose: Purpose,
+    pub fields: Vec<(&'static str, String)>,
+    /// Its type and its bytes.
+    pub body: Option<(&'static str, Bytes)>,
 }
 
 /// Why a request is not done, and how its sender is told.
@@ -205,6 +216,57 @@ impl Sessions {
     pub(super) fn resend(&mut self, now: Now, resend: Resend, out: &mut Vec<Command>) {
         self.counters.retransmissions_sent.add(1);
         self.transmit(now, resend.flow, resend.bytes, resend.owner, out);
+    }
+
+    /// Sends a request of ours, and again until it is answered. `false`: no way leads to the SRC now.
+    pub(super) fn ask(&mut self, now: Now, key: RecordingKey, ask: Ask, out: &mut Vec<Command>) -> bool {
+        let branch = self.rng.random();
+        let way = self.way(key);
+        let Some((recording, flow)) = self.slots.get_mut(key).zip(way) else { return false };
+        let product = &self.rules.product;
+        let complete = |request: RequestBuilder| {
+            let request = request.header("User-Agent", product);
+            let request =
+                ask.fields.iter().fold(request, |request, (name, value)| request.header(name, value));
+            match &ask.body {
+                Some((content_type, body)) => request.body(content_type, body),
+                None => request,
+            }
+        };
+        let (flow, bytes) = recording.dialog.request(ask.method.text(), flow, branch, complete);
+        let asker = Asker { key, purpose: ask.purpose };
+        self.clients.begin(now.mono, branch, asker, flow, bytes.clone());
+        self.transmit(now, flow, bytes, Some(key), out);
+        true
+    }
+
+    /// The flow by which the SRC of this recording can be reached now.
+    pub(super) fn way(&self, key: RecordingKey) -> Option<Flow> {
+        let recording = self.slots.get(key)?;
+        self.connections.way(recording.flow, recording.certificate.as_deref())
+    }
+
+    /// The ACK of a final response to our INVITE (RFC 3261 §13.2.2.4, §17.1.1.3).
+    pub(super) fn acknowledge_response(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        response: &Message,
+        code: u16,
+        out: &mut Vec<Command>,
+    ) {
+        let (Ok(via), Ok(cseq)) = (response.via(), response.cseq()) else { return };
+        let branch = via.branch.unwrap_or_default();
+        let of_2xx = self.rng.random();
+        let way = self.way(key);
+        let Some((recording, flow)) = self.slots.get_mut(key).zip(way) else { return };
+        if code < 300 {
+            recording.dialog.refresh(response);
+        }
+        let number = if code < 300 { of_2xx } else { client::number(branch).unwrap_or(of_2xx) };
+        let (flow, ack) = recording.dialog.ack(flow, number, cseq.number);
+        self.clients.acknowledged(branch, flow, ack.clone());
+        self.transmit(now, flow, ack, Some(key), out);
     }
 
     pub(super) fn transmit(

@@ -216,6 +216,33 @@ pub struct RecordArgs {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     pub port_cooldown: Duration,
 
+    /// The session timer asked of an SRC that knows of timers (RFC 4028) and asks for none; `0`: none
+    ///
+    /// An SRC that has died says no BYE: halfway through this time the recorder asks whether it is still there, and ends the
+    /// recording when no answer comes. What an SRC asks for itself is taken as it is.
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = parse_duration)]
+    pub session_expires: Duration,
+
+    /// The shortest session timer accepted; shorter ones are refused with 422
+    ///
+    /// Each refresh is a message: raise it where thousands of sessions ask for short timers.
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = parse_duration)]
+    pub min_se: Duration,
+
+    /// Record INVITEs with an SDP offer that nothing marks as SIPREC
+    ///
+    /// Cisco's network-based recording and calls forked by a proxy come so. `off` refuses them with 403, so that a
+    /// stray call is not recorded.
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value = "off")]
+    pub plain_sdp: Switch,
+
+    /// Answer an INVITE without an offer with one of ours: one audio stream, G.711, G.722, G.729
+    ///
+    /// Cisco phones that fork their media (built-in bridge) call so, once for each direction, and nothing else marks them.
+    /// With `--format raw` the offer is G.711 µ-law alone. `off` refuses them with 488.
+    #[arg(long, value_enum, value_name = "on|off", hide_possible_values = true, default_value = "off")]
+    pub empty_invite: Switch,
+
     /// CPUs to record on, one thread each: `0-3,6` [default: all that this process may use]
     ///
     /// Leave a CPU to the rest of the host when it has other work, or to the network card's interrupts.

@@ -15,8 +15,9 @@ use crate::engine::Settings;
 use crate::engine::media_source::Kind;
 use crate::engine::tls::identity::IdentityFiles;
 use crate::limits::{
-    BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, REACTORS_MAX, SESSIONS_MAX, TCP_CONNECTIONS, TICK,
+    BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, MIN_SE, REACTORS_MAX, SESSIONS_MAX, TCP_CONNECTIONS, TICK,
 };
+use crate::session::Terms;
 
 /// What of the host the meaning of the flags depends on.
 #[derive(Clone, Debug)]
@@ -67,6 +68,8 @@ pub enum Refusal {
     SessionsTooMany(usize),
     BlockSize(usize),
     FlushTooShort(Duration),
+    MinSeTooShort(Duration),
+    SessionExpiresTooShort { asked: Duration, least: Duration },
     Directory { dir: PathBuf, what: &'static str, error: io::Error },
 }
 
@@ -95,6 +98,7 @@ impl Config {
             explain_refusals: args.explain_refusals == Switch::On,
             answer_metadata: args.answer_metadata == Switch::On,
             product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
+            terms: terms(args)?,
             // Last, because it leaves a directory behind.
             dir: directory(&args.dir)?,
         };
@@ -242,6 +246,19 @@ fn flush_interval(typed: Duration) -> Result<Duration, Refusal> {
     if typed < TICK { Err(Refusal::FlushTooShort(typed)) } else { Ok(typed) }
 }
 
+fn terms(args: &RecordArgs) -> Result<Terms, Refusal> {
+    let (asked, min_se) = (args.session_expires, args.min_se);
+    if min_se < MIN_SE {
+        return Err(Refusal::MinSeTooShort(min_se));
+    }
+    if !asked.is_zero() && asked < min_se {
+        return Err(Refusal::SessionExpiresTooShort { asked, least: min_se });
+    }
+    let session_expires = Some(asked).filter(|asked| !asked.is_zero());
+    let [plain_sdp, empty_invite] = [args.plain_sdp, args.empty_invite].map(|typed| typed == Switch::On);
+    Ok(Terms { session_expires, min_se, plain_sdp, empty_invite })
+}
+
 /// Makes the directory if it is missing, and proves with a file that recordings can be written there.
 fn directory(dir: &Path) -> Result<PathBuf, Refusal> {
     let refuse = |what| move |error| Refusal::Directory { dir: dir.to_path_buf(), what, error };
@@ -339,6 +356,18 @@ impl fmt::Display for Refusal {
                 typed.as_millis(),
                 TICK.as_millis()
             ),
+            Refusal::MinSeTooShort(typed) => write!(
+                f,
+                "--min-se {} s is shorter than RFC 4028 lets anybody ask for: give at least {} s",
+                typed.as_secs(),
+                MIN_SE.as_secs()
+            ),
+            Refusal::SessionExpiresTooShort { asked, least } => write!(
+                f,
+                "--session-expires {} s is shorter than --min-se {} s: make it longer, or 0 to ask for no timer",
+                asked.as_secs(),
+                least.as_secs()
+            ),
             Refusal::Directory { dir, what, error } => write!(
                 f,
                 "--dir {} cannot {what} ({error}): give a directory that this user can write",
@@ -431,6 +460,21 @@ mod tests {
             let refused = refusal(&format!("--max-connections-per-source {bad}"));
             assert!(matches!(refused, Refusal::ConnectionsPerSource(_)));
         }
+    }
+
+    #[test]
+    fn session_timers() {
+        let terms = |flags: &str| config(flags).unwrap().settings.terms;
+        assert_eq!(terms(""), Terms::default());
+        assert_eq!(terms("--session-expires 0").session_expires, None);
+        let longer = terms("--session-expires 1h --min-se 30m");
+        assert_eq!(
+            (longer.session_expires, longer.min_se.as_secs()),
+            (Some(Duration::from_secs(3_600)), 1_800)
+        );
+        assert!(matches!(refusal("--min-se 89"), Refusal::MinSeTooShort(_)));
+        assert!(matches!(refusal("--min-se 1h"), Refusal::SessionExpiresTooShort { .. }));
+        assert!(terms("--plain-sdp on").plain_sdp && terms("--empty-invite on").empty_invite);
     }
 
     #[test]

@@ -86,6 +86,10 @@ pub struct Sip {
     pub ack_timeouts: u64,
     /// Sessions that we ended and whose SRC has no connection by which to be told.
     pub byes_unsent: u64,
+    pub answers_missing: u64,
+    pub sessions_expired: u64,
+    pub refreshes_sent: u64,
+    pub refreshes_failed: u64,
     pub transactions: u64,
     pub transactions_full: u64,
     /// Sums over the reactors.
@@ -315,6 +319,10 @@ impl Sip {
             retransmissions_sent: session.retransmissions_sent.get(),
             ack_timeouts: session.ack_timeouts.get(),
             byes_unsent: session.byes_unsent.get(),
+            answers_missing: session.answers_missing.get(),
+            sessions_expired: session.sessions_expired.get(),
+            refreshes_sent: session.refreshes_sent.get(),
+            refreshes_failed: session.refreshes_failed.get(),
             transactions: session.transactions.get(),
             transactions_full: session.transactions_full.get(),
             wire,

@@ -13,7 +13,7 @@ use sipreel::counters::SessionCounters;
 use sipreel::proto::manifest::Format;
 use sipreel::session::table::Table;
 use sipreel::session::{
-    Command, ConnectionKey, Event, Flow, Notice, PortPair, RecordingKey, Rules, Sessions, Transport,
+    Command, ConnectionKey, Event, Flow, Notice, PortPair, RecordingKey, Rules, Sessions, Terms, Transport,
 };
 
 use crate::engine::{Engine, Temper};
@@ -97,6 +97,7 @@ impl Plan {
             explain_refusals: false,
             answer_metadata: false,
             product: "sipreel/sim".to_owned(),
+            terms: Terms::default(),
         }
     }
 }

@@ -198,6 +198,55 @@ impl<'a> CSeq<'a> {
     }
 }
 
+/// Session-Expires (RFC 4028 §4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionExpires {
+    /// More than fit are the most that fit.
+    pub seconds: u32,
+    pub refresher: Option<Refresher>,
+}
+
+/// Who refreshes a session: the client or the server of the transaction that says so.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refresher {
+    Uac,
+    Uas,
+}
+
+impl Refresher {
+    pub const fn text(self) -> &'static str {
+        match self {
+            Refresher::Uac => "uac",
+            Refresher::Uas => "uas",
+        }
+    }
+}
+
+impl SessionExpires {
+    /// A refresher that is neither of the two is none.
+    pub fn parse(value: &[u8]) -> Option<SessionExpires> {
+        let mut cursor = Cursor::new(value);
+        let mut expires = SessionExpires { seconds: delta_seconds(&mut cursor)?, refresher: None };
+        while cursor.separator(b';').is_some() {
+            let (name, value) = cursor.param()?;
+            if name.eq_ignore_ascii_case("refresher") {
+                let is =
+                    |known: Refresher| value?.eq_ignore_ascii_case(known.text().as_bytes()).then_some(known);
+                expires.refresher = is(Refresher::Uac).or(is(Refresher::Uas));
+            }
+        }
+        Some(expires)
+    }
+}
+
+/// A number of seconds; what follows it is the caller's.
+pub(super) fn delta_seconds(cursor: &mut Cursor) -> Option<u32> {
+    cursor.blanks();
+    let digits = cursor.take_while(|b| b.is_ascii_digit());
+    let sound = !digits.is_empty();
+    sound.then(|| lexical::number(digits).and_then(|n| u32::try_from(n).ok()).unwrap_or(u32::MAX))
+}
+
 /// The parts of a `sip:` or `sips:` URI (RFC 3261 §19.1.1) that say where a request goes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SipUri<'a> {
@@ -383,6 +432,20 @@ mod tests {
             "36893488147419103232 BYE",
         ] {
             assert_eq!(CSeq::parse(value.as_bytes()), Err(Malformed::Field(HeaderName::CSeq)), "{value}");
+        }
+    }
+
+    #[test]
+    fn session_expires() {
+        let parse = |value: &str| SessionExpires::parse(value.as_bytes());
+        let expires = |seconds, refresher| Some(SessionExpires { seconds, refresher });
+        assert_eq!(parse("1800"), expires(1800, None));
+        assert_eq!(parse(" 90 ; Refresher = UAC;x"), expires(90, Some(Refresher::Uac)));
+        assert_eq!(parse("4000;refresher=uas"), expires(4000, Some(Refresher::Uas)));
+        assert_eq!(parse("90;refresher=proxy"), expires(90, None));
+        assert_eq!(parse("99999999999999999999999"), expires(u32::MAX, None));
+        for value in ["", "-1", "x", ";refresher=uac", "90;=x"] {
+            assert_eq!(parse(value), None, "{value}");
         }
     }
 

@@ -2,8 +2,9 @@
 
 use memchr::memchr;
 use std::ops::Range;
+use std::time::Duration;
 
-use super::header::{CSeq, NameAddr, SipUri, Via};
+use super::header::{self, CSeq, NameAddr, SessionExpires, SipUri, Via};
 use super::lexical;
 use super::name::{HeaderName, Method};
 use crate::limits;
@@ -62,10 +63,12 @@ impl Malformed {
         }
     }
 
-    /// The response code: 505 for another version (RFC 3261 §21.5.6), else 400.
+    /// The response code: 505 for another version (RFC 3261 §21.5.6), 513 for more than there is room for (§21.5.7),
+    /// else 400.
     pub const fn code(self) -> u16 {
         match self {
             Malformed::Version => 505,
+            Malformed::HeadTooLarge | Malformed::TooManyHeaders => 513,
             _ => 400,
         }
     }
@@ -456,6 +459,22 @@ impl<'a> Message<'a> {
         let sound = !value.is_empty() && value.iter().all(|b| *b > b' ' && *b != 0x7f);
         let text = std::str::from_utf8(value).ok().filter(|_| sound);
         text.ok_or(Malformed::Field(HeaderName::CallId))
+    }
+
+    /// Session-Expires. `None` also when it cannot be read: then nobody asks for a timer.
+    pub fn session_expires(&self) -> Option<SessionExpires> {
+        SessionExpires::parse(self.first(HeaderName::SessionExpires)?)
+    }
+
+    /// Retry-After (RFC 3261 §20.33), without its comment and parameters.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let seconds = header::delta_seconds(&mut lexical::Cursor::new(self.other("Retry-After")?))?;
+        Some(Duration::from_secs(seconds.into()))
+    }
+
+    /// Min-SE (RFC 4028 §5) in seconds.
+    pub fn min_se(&self) -> Option<u32> {
+        header::delta_seconds(&mut lexical::Cursor::new(self.first(HeaderName::MinSe)?))
     }
 
     /// Type and parameters as sent. `None` also when it is not UTF-8.

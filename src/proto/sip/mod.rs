@@ -19,7 +19,7 @@ mod name;
 mod write;
 
 pub use framing::{Frame, Framer, Unframeable};
-pub use header::{CSeq, NameAddr, Rport, SipUri, Via};
+pub use header::{CSeq, NameAddr, Refresher, Rport, SessionExpires, SipUri, Via};
 pub use message::{Checked, Header, Malformed, Message, Start};
 pub use name::{HeaderName, Method};
 pub use write::{RequestBuilder, ResponseBuilder, reason_phrase, request, response};

@@ -104,6 +104,7 @@ headers! {
     RecordRoute = "Record-Route",
     Route = "Route",
     Accept = "Accept",
+    Allow = "Allow",
     SessionExpires = "Session-Expires" / b'x',
     MinSe = "Min-SE",
     Date = "Date",

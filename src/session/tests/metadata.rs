@@ -63,20 +63,22 @@ fn what_breaks_the_letter_is_recorded_and_told() {
 fn strict_wants_both_marks_of_a_recording_session() {
     let mut r = Recorder::strict();
     let body = multipart(OFFER, METADATA);
-    for (n, (lines, missing)) in [
-        ("Contact: <sip:src@198.51.100.1:5070>;+sip.src\n", "siprec"),
-        ("Contact: <sip:src@198.51.100.1:5070>\nRequire: siprec\n", "+sip.src"),
-        ("Contact: <sip:src@198.51.100.1:5070;+sip.src>\nRequire: siprec\n", "+sip.src"),
+    for (n, (lines, code, missing)) in [
+        ("Contact: <sip:src@198.51.100.1:5070>;+sip.src\n", 421, "siprec"),
+        ("Contact: <sip:src@198.51.100.1:5070>\n", 403, "siprec"),
+        ("Contact: <sip:src@198.51.100.1:5070>\nRequire: siprec\n", 403, "+sip.src"),
+        ("Contact: <sip:src@198.51.100.1:5070;+sip.src>\nRequire: siprec\n", 403, "+sip.src"),
     ]
     .into_iter()
     .enumerate()
     {
         let out = r.udp(invite_with(&format!("c{n}"), &format!("{lines}Content-Type: {MULTIPART}\n"), &body));
         let refused = only(&out);
-        assert!(refused.starts_with("SIP/2.0 403 "), "{refused}");
+        assert!(refused.starts_with(&format!("SIP/2.0 {code} ")), "{refused}");
         assert!(field(&refused, "Warning").unwrap().contains(missing), "{refused}");
+        assert_eq!(field(&refused, "Require"), Some("siprec").filter(|_| code == 421));
     }
-    assert_eq!(r.refused(RefuseCause::NotRecording), 3);
+    assert_eq!(r.refused(RefuseCause::NotRecording), 4);
     r.call("good");
 }
 

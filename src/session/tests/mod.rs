@@ -3,7 +3,9 @@
 mod calls;
 mod changes;
 mod metadata;
+mod offers;
 mod refusals;
+mod timers;
 mod updates;
 
 use bytes::Bytes;
@@ -53,6 +55,7 @@ impl Recorder {
             explain_refusals: false,
             answer_metadata: false,
             product: "sipreel/test".to_owned(),
+            terms: Terms::default(),
         };
         let counters = Arc::new(SessionCounters::default());
         let table = Arc::new(Table::new(sessions_max));

@@ -159,6 +159,46 @@ fn bodies_that_cannot_be_used() {
 }
 
 #[test]
+fn what_is_too_large() {
+    let mut r = Recorder::new(2, 2);
+    let lines = format!("{SRC}Content-Type: application/sdp\n");
+    let padded = |length: usize| format!("{}a=x:{}\r\n", crlf(OFFER), "x".repeat(length));
+    let response = refuse(&mut r, invite_with("a", &lines, &padded(crate::limits::SDP_MAX)));
+    assert_code(&response, 413);
+    assert_eq!(field(&response, "Warning"), Some("399 sipreel \"SDP is larger than 65536 bytes\""));
+    assert_eq!(codes(&r.udp(invite_with("b", &lines, &padded(60_000)))), [100]);
+    let fields = "X: y\n".repeat(crate::limits::SIP_HEADERS_MAX);
+    let response = refuse(&mut r, invite_with("c", &format!("{SRC}{fields}"), ""));
+    assert_code(&response, 513);
+    assert_eq!(r.refused(RefuseCause::TooLarge), 1);
+    assert_eq!(r.counters.responses[513].get(), 1);
+}
+
+#[test]
+fn an_invite_that_lay_here_for_too_long() {
+    let mut r = Recorder::new(2, 2);
+    let at = r.now.wall;
+    r.pass(Duration::from_secs(32));
+    let bytes = Bytes::from(invite("a"));
+    assert_eq!(codes(&r.event(Event::Message { flow: udp(), bytes, at })), [100]);
+    r.pass(Duration::from_millis(1));
+    let bytes = Bytes::from(invite("b"));
+    assert_eq!(codes(&r.event(Event::Message { flow: udp(), bytes, at })), [408]);
+    assert_eq!(r.refused(RefuseCause::TooLate), 1);
+}
+
+#[test]
+fn plain_sdp_is_recorded_where_it_is_wanted() {
+    let mut r = Recorder::new(2, 2);
+    r.sessions.rules.terms.plain_sdp = true;
+    let lines = "Contact: <sip:nbr@198.51.100.1>\nContent-Type: application/sdp\n";
+    let key = opened(&r.udp(invite_with("a", lines, &crlf(OFFER)))).key;
+    assert_eq!(m_ports(body(&only(&r.event(Event::Opened { key })))), [20_000, 20_002]);
+    // Without an offer there is nothing to be plain about.
+    assert_code(&refuse(&mut r, invite_with("b", "Contact: <sip:nbr@198.51.100.1>\n", "")), 403);
+}
+
+#[test]
 fn one_m_line_of_two_is_recorded() {
     let mut r = Recorder::new(2, 2);
     let offer = OFFER.replacen("RTP/AVP 0", "RTP/SAVP 0", 1);
