@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::recorder::{Recorder, Setup, number};
 
-fn sipreel_load(arguments: &[&str]) -> (Option<i32>, Value) {
+pub fn sipreel_load(arguments: &[&str]) -> (Option<i32>, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sipreel-load"));
     let output = command.args(arguments).arg("--json").output().unwrap();
     let stdout = String::from_utf8(output.stdout).unwrap();
@@ -16,7 +16,7 @@ fn sipreel_load(arguments: &[&str]) -> (Option<i32>, Value) {
     (output.status.code(), report)
 }
 
-fn verify(recorder: &Recorder) -> (Option<i32>, Value) {
+pub fn verify(recorder: &Recorder) -> (Option<i32>, Value) {
     sipreel_load(&["verify", "--dir", recorder.dir().to_str().unwrap()])
 }
 

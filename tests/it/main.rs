@@ -10,15 +10,21 @@ mod media;
 mod peers;
 mod recorder;
 mod recording;
+mod scenario;
 mod src;
+#[path = "../vendor/mod.rs"]
+mod vendor;
 
 mod attach;
+mod balancer;
 mod dialog;
 mod disk;
 mod formats;
 mod hostile;
 mod life;
 mod load;
+mod profiles;
+mod refusals;
 mod rtcp;
 mod sipp;
 mod sources;

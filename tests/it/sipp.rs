@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -12,7 +12,7 @@ use crate::recorder::{Recorder, Setup, eventually, number};
 
 /// SIPp looks for a port by itself only from 5060 on, where two of them meet. Of each eight ports below those of the
 /// recorders it gets the first for SIP and others for media.
-fn free_port(ip: IpAddr) -> u16 {
+pub fn free_port(ip: IpAddr) -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     (0..250)
         .map(|_| (std::process::id() as u16).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 250)
@@ -22,7 +22,7 @@ fn free_port(ip: IpAddr) -> u16 {
 }
 
 /// A run of one scenario.
-struct Sipp {
+pub struct Sipp {
     child: Child,
     log: PathBuf,
     messages: PathBuf,
@@ -30,17 +30,25 @@ struct Sipp {
 
 impl Sipp {
     fn start(recorder: &Recorder, scenario: &str, tcp: bool, calls: u32) -> Sipp {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/sipp/{scenario}.xml"));
+        Sipp::start_file(recorder, scenario, &file, tcp, calls)
+    }
+
+    /// Calls whose Call-IDs begin with this name.
+    pub fn start_file(recorder: &Recorder, name: &str, scenario: &Path, tcp: bool, calls: u32) -> Sipp {
         let target = if tcp { recorder.tcp } else { recorder.udp };
         let ip = target.ip().to_string();
         let port = free_port(target.ip());
-        let file = |what: &str| recorder.home().join(format!("{scenario}-{port}-{what}.log"));
+        let file = |what: &str| recorder.home().join(format!("{name}-{port}-{what}.log"));
         let (log, messages) = (file("log"), file("messages"));
         // A 200 that comes while SIPp is about to send is ignored there, and comes again: it has no ACK yet.
-        let racing = ["cancel", "retransmitted-invite"].contains(&scenario);
+        let racing = ["cancel", "retransmitted-invite"].contains(&name);
         let behaviour = if racing { "all,-abortunexp" } else { "all" };
         let child = Command::new("sipp")
             .arg(target.to_string())
-            .args(["-sf", &format!("{}/tests/sipp/{scenario}.xml", env!("CARGO_MANIFEST_DIR"))])
+            .arg("-sf")
+            .arg(scenario)
+            .args(["-cid_str", &format!("{name}-%u-%p@%s")])
             .args(["-t", if tcp { "t1" } else { "u1" }])
             .args(["-i", &ip, "-mi", &ip, "-p", &port.to_string(), "-mp", &(port + 2).to_string()])
             .args(["-m", &calls.to_string(), "-l", &calls.to_string(), "-r", "50"])
@@ -59,7 +67,7 @@ impl Sipp {
 
     /// Every call went as the scenario says.
     #[track_caller]
-    fn finish(self) {
+    pub fn finish(self) {
         let messages = self.messages;
         let output = self.child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);

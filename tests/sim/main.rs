@@ -15,9 +15,12 @@ mod referee;
 mod report;
 mod sip;
 mod src;
+#[path = "../vendor/mod.rs"]
 mod vendor;
 mod world;
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::env;
 use std::fmt::Write;
 use std::ops::Range;
@@ -27,8 +30,43 @@ use world::{Counts, Outcome, World};
 
 /// Seeds of every run: a few seconds.
 const SEEDS: Range<u64> = 0..400;
+/// Worlds that one session layer goes through, and the bytes that it may hold more after the second half of them: tables grow in
+/// steps, and the last step may come late.
+const SOAK_ROUNDS: u64 = 60;
+const GROWTH_MAX: isize = 32 * 1024;
 /// Seeds in which a planted fault has to be found.
 const PLANTED_SEEDS: Range<u64> = 0..60;
+
+thread_local! {
+    /// Bytes that this thread has asked for and not given back.
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+impl Counting {
+    fn note(bytes: isize) {
+        // A thread that ends frees without being counted.
+        let _ = LIVE.try_with(|live| live.set(live.get() + bytes));
+    }
+}
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        Counting::note(layout.size() as isize);
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        Counting::note(-(layout.size() as isize));
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn asked(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|value| !value.is_empty())
@@ -130,4 +168,20 @@ fn each_planted_fault_is_found() {
         });
         assert!(found.is_some(), "{plant:?} was never found as {rule:?}");
     }
+}
+
+/// One session layer through many worlds, none of which ends it: what it holds when all is quiet does not grow.
+#[test]
+fn memory_does_not_grow() {
+    let mut world = World::new(0, None, false);
+    let mut live = Vec::new();
+    for round in 0..SOAK_ROUNDS {
+        world.renew(round);
+        let violations = world.soak();
+        assert!(violations.is_empty(), "round {round}: {violations:#?}");
+        live.push(LIVE.get());
+    }
+    let (early, late) = live.split_at(live.len() / 2);
+    let (early, late) = (early.iter().max().unwrap(), late.iter().max().unwrap());
+    assert!(late - early < GROWTH_MAX, "{} bytes more: {live:?}", late - early);
 }

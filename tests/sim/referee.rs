@@ -78,8 +78,9 @@ struct OwnRequest {
 struct Dialog {
     recording: Option<RecordingKey>,
     remote_tag: String,
-    /// The newest Contact of the SRC.
+    /// The newest Contact of the SRC that was accepted, and the newest: RFC 3261 §12.2.2 and RFC 6141 §4 differ.
     target: String,
+    heard: String,
     origin: Option<(String, u64)>,
     answer: String,
     own_cseq: u32,
@@ -112,10 +113,11 @@ impl Referee {
                 self.servers.insert(key, server);
             }
         }
-        if message.method() == "BYE"
-            && let Some(dialog) = self.dialog_of(message)
-        {
-            dialog.bye_received = true;
+        if let Some(dialog) = self.dialog_of(message) {
+            dialog.bye_received |= message.method() == "BYE";
+            if let Some(contact) = message.contact() {
+                contact.clone_into(&mut dialog.heard);
+            }
         }
     }
 
@@ -235,6 +237,7 @@ impl Referee {
                 recording,
                 remote_tag: request.tag("from").unwrap_or_default().to_owned(),
                 target: String::new(),
+                heard: String::new(),
                 origin: None,
                 answer: String::new(),
                 own_cseq: 0,
@@ -329,6 +332,20 @@ impl Referee {
     /// Dialogs that have not been ended by either side.
     pub fn open_dialogs(&self) -> usize {
         self.dialogs.values().filter(|dialog| !dialog.bye_received && !dialog.bye_sent).count()
+    }
+
+    /// BYEs for the dialogs that neither side has ended, as their SRCs would send them if they came back.
+    pub fn byes_due(&self) -> Vec<String> {
+        let open = self.dialogs.iter().filter(|(_, dialog)| !dialog.bye_received && !dialog.bye_sent);
+        let bye = |((call_id, tag), dialog): (&(String, String), &Dialog)| {
+            format!(
+                "BYE sip:srs@192.0.2.10 SIP/2.0\r\nVia: SIP/2.0/UDP 198.51.100.1:5060;branch=z9hG4bKlast{tag}\r\n\
+                 From: <sip:src@198.51.100.1>;tag={}\r\nTo: <sip:srs@192.0.2.10>;tag={tag}\r\nCall-ID: {call_id}\r\n\
+                 CSeq: 1000000 BYE\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n",
+                dialog.remote_tag
+            )
+        };
+        open.map(bye).collect()
     }
 
     /// Nothing more will come: each request has its answer.
@@ -504,7 +521,7 @@ impl Dialog {
         let cseq = message.cseq().map_or(0, |(number, _)| number);
         report.hold(cseq > self.own_cseq, Rule::OwnRequest, || format!("CSeq {cseq} in {start}"));
         self.own_cseq = cseq;
-        let target = message.uri() == self.target || any_broken;
+        let target = message.uri() == self.target || message.uri() == self.heard || any_broken;
         report.hold(target, Rule::OwnRequest, || format!("{start}, but the Contact is {}", self.target));
         if flow.transport == Transport::Udp {
             let host = self.target.split('@').next_back().unwrap_or_default();

@@ -12,7 +12,7 @@ use sipreel::session::Transport;
 
 use crate::report::Rule;
 use crate::sip::Message;
-use crate::vendor::{Change, Own, Sdp, Template};
+use crate::vendor::{Change, Offerer, Own, Template};
 
 /// What an SRC does by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,8 +131,7 @@ pub struct Call {
     from_tag: String,
     to_tag: Option<String>,
     cseq: u32,
-    sdp: Sdp,
-    held: bool,
+    offerer: Offerer,
     /// Requests without a final response, by number.
     waiting: BTreeMap<u32, Waiting>,
     begun: u32,
@@ -176,8 +175,7 @@ impl Call {
             from_tag: format!("f{name}"),
             to_tag: None,
             cseq: 1 + name.len() as u32,
-            sdp: Sdp::new(&template.sdp),
-            held: false,
+            offerer: Offerer::new(template),
             waiting: BTreeMap::new(),
             begun: 0,
             branches: 0,
@@ -246,11 +244,11 @@ impl Call {
         self.state = State::Inviting;
         let body = match self.habits.opening {
             Opening::Image => ("image/png".to_owned(), "no image".to_owned()),
-            Opening::NotRecording => ("application/sdp".to_owned(), self.sdp.text()),
+            Opening::NotRecording => ("application/sdp".to_owned(), self.offerer.sdp()),
             Opening::Encrypted => {
-                ("application/sdp".to_owned(), self.sdp.text().replace("RTP/AVP", "RTP/SAVP"))
+                ("application/sdp".to_owned(), self.offerer.sdp().replace("RTP/AVP", "RTP/SAVP"))
             }
-            _ => self.template.multipart(&self.sdp.text()),
+            _ => self.offerer.first(),
         };
         self.request(here, "INVITE", Some(body))
     }
@@ -288,47 +286,8 @@ impl Call {
     }
 
     fn change(&mut self, here: Here, change: Change) -> Vec<Effect> {
-        let metadata = || ("application/rs-metadata".to_owned(), self.template.metadata.clone());
-        let body = match change {
-            Change::PlainMetadata => Some(metadata()),
-            Change::UpdateMetadata => return self.in_dialog(here, "UPDATE", Some(metadata())),
-            Change::InfoMetadata => return self.in_dialog(here, "INFO", Some(metadata())),
-            Change::Options => return self.in_dialog(here, "OPTIONS", None),
-            Change::Offerless => None,
-            _ => Some(self.offer(change)),
-        };
-        let method = if change == Change::UpdateSdp { "UPDATE" } else { "INVITE" };
+        let (method, body) = self.offerer.change(change);
         self.in_dialog(here, method, body)
-    }
-
-    fn offer(&mut self, change: Change) -> (String, String) {
-        self.sdp.next_version();
-        let sdp = match change {
-            Change::ZeroAddress | Change::Inactive | Change::PlainSdp | Change::UpdateSdp => {
-                self.held = !self.held;
-                match (self.held, change) {
-                    (true, Change::ZeroAddress) => self.sdp.zero_address(),
-                    (true, _) => self.sdp.inactive(),
-                    (false, _) => self.sdp.clone(),
-                }
-            }
-            Change::AddLine if self.sdp.lines() < 6 => {
-                self.sdp.add_line();
-                self.sdp.clone()
-            }
-            Change::RemoveLine | Change::AddLine => {
-                self.sdp.toggle_last();
-                self.sdp.clone()
-            }
-            _ => {
-                self.sdp.new_ports();
-                self.sdp.clone()
-            }
-        };
-        match change {
-            Change::AddLine | Change::RemoveLine | Change::NewPort => self.template.multipart(&sdp.text()),
-            _ => ("application/sdp".to_owned(), sdp.text()),
-        }
     }
 
     fn bye(&mut self, here: Here) -> Vec<Effect> {
@@ -336,8 +295,7 @@ impl Call {
         if self.habits.bye_same_cseq {
             self.cseq -= 1;
         }
-        let body = || ("application/rs-metadata".to_owned(), self.template.metadata.clone());
-        let body = self.template.profile.bye_with_metadata.then(body);
+        let body = self.offerer.farewell();
         self.in_dialog(here, "BYE", body)
     }
 
@@ -389,16 +347,18 @@ impl Call {
         cseq: u32,
         body: Option<(String, String)>,
     ) -> String {
+        let to_tag = self.to_tag.as_ref().filter(|_| method != "CANCEL");
         let own = Own {
             method,
-            transport: here.transport,
-            address: here.address,
+            transport: if here.transport == Transport::Udp { "UDP" } else { "TCP" },
+            address: &here.address.to_string(),
             rport: self.habits.rport,
             branch,
             from_tag: &self.from_tag,
-            to_tag: self.to_tag.as_deref().filter(|_| method != "CANCEL"),
+            to_tag: &to_tag.map(|tag| format!(";tag={tag}")).unwrap_or_default(),
             call_id: &self.call_id,
             cseq,
+            length: None,
         };
         self.template.request(&own, body)
     }
@@ -496,7 +456,7 @@ impl Call {
                 true => waiting.branch.clone(),
                 false => self.new_branch(),
             };
-            let answer = waiting.offerless.then(|| self.sdp.text());
+            let answer = waiting.offerless.then(|| self.offerer.sdp());
             self.acks.insert(cseq, (branch, answer));
         }
         let over = self.state == State::Cancelling;

@@ -285,6 +285,36 @@ impl World {
         }
     }
 
+    /// Other SRCs, another network, another engine around the same session layer, which has the same ports and slots.
+    pub fn renew(&mut self, seed: u64) {
+        self.rng = StdRng::seed_from_u64(seed);
+        let plan = Plan::new(seed, &mut self.rng);
+        let Plan { reactors, pairs, slots, format, cooldown, .. } = self.plan;
+        // A call that only a broken message has begun is known to nobody who could end it.
+        let weather = Weather { broken: 0.0, ..plan.weather };
+        self.plan = Plan { reactors, pairs, slots, format, cooldown, weather, drain: None, ..plan };
+        self.jump(self.now.mono + Duration::from_secs(60));
+        self.populate();
+    }
+
+    /// Lives until nothing is left in the layer, and forgets all that was around it.
+    pub fn soak(&mut self) -> Vec<Violation> {
+        self.until_quiet();
+        for bye in self.referee.byes_due() {
+            let flow = self.sources[0].flow;
+            let flow = Flow { transport: Transport::Udp, connection: None, ..flow };
+            let cause = Cause { message: Message::read(bye.as_bytes()), broken: false };
+            let (bytes, at) = (Bytes::from(bye), self.now.wall);
+            self.referee.arrives(self.now.mono, flow, &cause);
+            self.handle(Event::Message { flow, bytes, at }, &cause);
+        }
+        self.until_quiet();
+        self.check_quiet();
+        (self.calls, self.sources, self.queue) = Default::default();
+        (self.referee, self.engine) = (Referee::default(), Engine::new(self.plan.temper, self.plan.cooldown));
+        std::mem::take(&mut self.report.violations)
+    }
+
     fn until_quiet(&mut self) {
         for _ in 0..STEPS_MAX {
             if !self.step() {
@@ -580,6 +610,18 @@ impl World {
     }
 
     fn check_left(&mut self) {
+        self.check_quiet();
+        let report = &mut self.report;
+        report.hold(self.sessions.drained(), Rule::Left, || "the drain has no end".to_owned());
+        let open = self.referee.open_dialogs();
+        let cut = self.sources.iter().any(|source| source.flow.connection.is_some());
+        let told = open == 0 || cut || self.referee.seen.any_broken;
+        report.hold(told, Rule::Left, || format!("{open} dialogs that neither side has ended"));
+        let (started, ended) = (self.started, self.ended);
+        report.hold(started == ended, Rule::Notices, || format!("{started} begun, {ended} ended"));
+    }
+
+    fn check_quiet(&mut self) {
         let report = &mut self.report;
         let slots = (self.engine.slots_held(), self.table.iter().count());
         report.hold(slots == (0, 0), Rule::Left, || format!("recordings left: engine, table {slots:?}"));
@@ -587,15 +629,8 @@ impl World {
         report.hold(transactions == 0, Rule::Left, || format!("{transactions} transactions left"));
         let cooling = self.counters.ports_cooling.get();
         report.hold(cooling == 0, Rule::Left, || format!("{cooling} pairs still rest"));
-        report.hold(self.sessions.drained(), Rule::Left, || "the drain has no end".to_owned());
         let wake = self.sessions.next_wake();
         report.hold(wake.is_none(), Rule::Left, || format!("a timer is left: {wake:?}"));
-        let open = self.referee.open_dialogs();
-        let cut = self.sources.iter().any(|source| source.flow.connection.is_some());
-        let told = open == 0 || cut || self.referee.seen.any_broken;
-        report.hold(told, Rule::Left, || format!("{open} dialogs that neither side has ended"));
-        let (started, ended) = (self.started, self.ended);
-        report.hold(started == ended, Rule::Notices, || format!("{started} begun, {ended} ended"));
     }
 
     fn check_counters(&mut self) {

@@ -1,10 +1,7 @@
 //! The SRCs of the field, as far as a control plane can tell them apart: how they write an INVITE, and how they change a recording.
-//! Each INVITE is a fixture in which only what a call must have for itself is replaced.
+//! Each INVITE is a fixture in which only what a call must have for itself is replaced. The simulator and the SIPp scenarios share this.
 
-use std::net::SocketAddr;
 use std::sync::LazyLock;
-
-use sipreel::session::Transport;
 
 /// How an SRC changes what it has begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +22,8 @@ pub enum Change {
     /// UPDATE whose body is bare metadata, or bare SDP.
     UpdateMetadata,
     UpdateSdp,
+    /// UPDATE with another m-line.
+    UpdateLines,
     /// INFO with metadata.
     InfoMetadata,
     Options,
@@ -50,7 +49,11 @@ macro_rules! profile {
 }
 
 static PROFILES: [Profile; 11] = [
-    profile!("rfc7866", [Inactive, AddLine, RemoveLine, PlainMetadata, UpdateMetadata, UpdateSdp], false),
+    profile!(
+        "rfc7866",
+        [Inactive, AddLine, RemoveLine, PlainMetadata, UpdateMetadata, UpdateSdp, UpdateLines],
+        false
+    ),
     profile!("broadworks", [UpdateMetadata, PlainSdp, UpdateMetadata], false),
     profile!("metaswitch", [ZeroAddress, NewPort, NewPort], false),
     profile!("avaya-sbce", [UpdateMetadata, UpdateMetadata, Inactive], false),
@@ -58,7 +61,7 @@ static PROFILES: [Profile; 11] = [
     profile!("oracle", [NewPort, RemoveLine, InfoMetadata], false),
     profile!("sonus", [Offerless, UpdateSdp, Options], true),
     profile!("audiocodes-lf", [Inactive, PlainSdp], false),
-    profile!("opensips", [AddLine, NewPort, Offerless], false),
+    profile!("opensips", [AddLine, NewPort, Offerless, UpdateLines], false),
     profile!("sems", [Inactive, InfoMetadata], true),
     profile!("netsapiens", [AddLine, AddLine, RemoveLine], false),
 ];
@@ -74,25 +77,30 @@ pub struct Template {
     others: Vec<String>,
     content_type: String,
     body: String,
-    pub sdp: String,
-    pub metadata: String,
+    sdp: String,
+    metadata: String,
     line_end: &'static str,
 }
 
 pub static TEMPLATES: LazyLock<Vec<Template>> =
     LazyLock::new(|| PROFILES.iter().map(Template::new).collect());
 
-/// What is this request's own.
+/// What is this request's own, or the words that stand for it in a scenario.
+#[derive(Clone, Copy)]
 pub struct Own<'a> {
     pub method: &'a str,
-    pub transport: Transport,
-    pub address: SocketAddr,
+    /// `UDP`, `TCP`.
+    pub transport: &'a str,
+    pub address: &'a str,
     pub rport: bool,
     pub branch: &'a str,
     pub from_tag: &'a str,
-    pub to_tag: Option<&'a str>,
+    /// With the `;tag=` before it, or empty.
+    pub to_tag: &'a str,
     pub call_id: &'a str,
     pub cseq: u32,
+    /// In the place of the body's length.
+    pub length: Option<&'a str>,
 }
 
 impl Template {
@@ -130,16 +138,14 @@ impl Template {
     }
 
     /// The INVITE's body with this SDP in it.
-    pub fn multipart(&self, sdp: &str) -> (String, String) {
+    fn multipart(&self, sdp: &str) -> Body {
         (self.content_type.clone(), self.body.replacen(&self.sdp, sdp, 1))
     }
 
     /// A request of this SRC; `body` is a type and a text.
-    pub fn request(&self, own: &Own, body: Option<(String, String)>) -> String {
-        let Own { method, address, branch, from_tag, call_id, cseq, .. } = own;
-        let transport = if own.transport == Transport::Udp { "UDP" } else { "TCP" };
+    pub fn request(&self, own: &Own, body: Option<Body>) -> String {
+        let Own { method, transport, address, branch, from_tag, to_tag, call_id, cseq, .. } = own;
         let rport = if own.rport { ";rport" } else { "" };
-        let to_tag = own.to_tag.map(|tag| format!(";tag={tag}")).unwrap_or_default();
         let mut lines = vec![
             format!("{method} {} SIP/2.0", self.uri),
             format!("Via: SIP/2.0/{transport} {address};branch={branch}{rport}"),
@@ -159,7 +165,8 @@ impl Template {
         if !body.is_empty() {
             lines.push(format!("Content-Type: {content_type}"));
         }
-        lines.push(format!("Content-Length: {}", body.len()));
+        let length = own.length.map_or_else(|| body.len().to_string(), str::to_owned);
+        lines.push(format!("Content-Length: {length}"));
         lines.join(self.line_end) + &self.line_end.repeat(2) + &body
     }
 
@@ -168,11 +175,79 @@ impl Template {
         let from = self.contact.find("sip:").expect("a SIP URI") + 4;
         let end = self.contact[from..].find(['>', ';']).map_or(self.contact.len(), |end| from + end);
         let user = self.contact[from..end].split_once('@').map(|(user, _)| format!("{user}@"));
-        let transport = if own.transport == Transport::Udp { "udp" } else { "tcp" };
+        let transport = own.transport.to_ascii_lowercase();
         let rest = self.contact[end..]
             .replace("transport=udp", &format!("transport={transport}"))
             .replace("transport=tcp", &format!("transport={transport}"));
-        format!("{}{}{}{rest}", &self.contact[..from], user.unwrap_or_default(), own.address)
+        // Another one each time, as B2BUAs have it: which of them our requests go to can be told.
+        let (before, user) = (&self.contact[..from], user.unwrap_or_default());
+        format!("{before}{user}{};x={}{rest}", own.address, own.cseq)
+    }
+}
+
+/// Type and text.
+pub type Body = (String, String);
+
+/// The offers and the metadata of one call, as its SRC goes on with them.
+pub struct Offerer {
+    template: &'static Template,
+    sdp: Sdp,
+    held: bool,
+}
+
+impl Offerer {
+    pub fn new(template: &'static Template) -> Offerer {
+        Offerer { template, sdp: Sdp::new(&template.sdp), held: false }
+    }
+
+    /// What is offered now.
+    pub fn sdp(&self) -> String {
+        self.sdp.text()
+    }
+
+    pub fn first(&self) -> Body {
+        self.template.multipart(&self.sdp.text())
+    }
+
+    /// Of the BYE.
+    pub fn farewell(&self) -> Option<Body> {
+        self.template.profile.bye_with_metadata.then(|| self.metadata())
+    }
+
+    /// Method and body of the request that changes the recording.
+    pub fn change(&mut self, change: Change) -> (&'static str, Option<Body>) {
+        match change {
+            Change::PlainMetadata => ("INVITE", Some(self.metadata())),
+            Change::UpdateMetadata => ("UPDATE", Some(self.metadata())),
+            Change::InfoMetadata => ("INFO", Some(self.metadata())),
+            Change::Options => ("OPTIONS", None),
+            Change::Offerless => ("INVITE", None),
+            Change::UpdateSdp | Change::UpdateLines => ("UPDATE", Some(self.offer(change))),
+            _ => ("INVITE", Some(self.offer(change))),
+        }
+    }
+
+    fn metadata(&self) -> Body {
+        ("application/rs-metadata".to_owned(), self.template.metadata.clone())
+    }
+
+    fn offer(&mut self, change: Change) -> Body {
+        self.sdp.version += 1;
+        match change {
+            Change::ZeroAddress | Change::Inactive | Change::PlainSdp | Change::UpdateSdp => {
+                self.held = !self.held;
+                let sdp = match (self.held, change) {
+                    (true, Change::ZeroAddress) => self.sdp.zero_address(),
+                    (true, _) => self.sdp.inactive(),
+                    (false, _) => self.sdp.clone(),
+                };
+                return ("application/sdp".to_owned(), sdp.text());
+            }
+            Change::AddLine | Change::UpdateLines if self.sdp.media.len() < 6 => self.sdp.add_line(),
+            Change::RemoveLine | Change::AddLine | Change::UpdateLines => self.sdp.toggle_last(),
+            _ => self.sdp.new_ports(),
+        }
+        self.first()
     }
 }
 
@@ -185,14 +260,14 @@ fn part(body: &str, begin: &str) -> String {
 
 /// An SDP whose media change.
 #[derive(Clone)]
-pub struct Sdp {
+struct Sdp {
     head: Vec<String>,
     media: Vec<Vec<String>>,
     version: u64,
 }
 
 impl Sdp {
-    pub fn new(text: &str) -> Sdp {
+    fn new(text: &str) -> Sdp {
         let mut sdp = Sdp { head: Vec::new(), media: Vec::new(), version: 1 };
         for line in text.lines().map(|line| line.trim_end().to_owned()) {
             if line.starts_with("m=") {
@@ -203,11 +278,7 @@ impl Sdp {
         sdp
     }
 
-    pub fn lines(&self) -> usize {
-        self.media.len()
-    }
-
-    pub fn text(&self) -> String {
+    fn text(&self) -> String {
         let lines: Vec<String> =
             self.head.iter().chain(self.media.iter().flatten()).map(|line| self.at_version(line)).collect();
         lines.join("\r\n") + "\r\n"
@@ -222,7 +293,7 @@ impl Sdp {
         format!("o={}", words.join(" "))
     }
 
-    pub fn inactive(&self) -> Sdp {
+    fn inactive(&self) -> Sdp {
         let mut held = self.clone();
         for media in &mut held.media {
             media.retain(|line| !["a=sendonly", "a=sendrecv", "a=inactive"].contains(&line.as_str()));
@@ -231,7 +302,7 @@ impl Sdp {
         held
     }
 
-    pub fn zero_address(&self) -> Sdp {
+    fn zero_address(&self) -> Sdp {
         let mut held = self.clone();
         for line in held.head.iter_mut().chain(held.media.iter_mut().flatten()) {
             if line.starts_with("c=IN IP4 ") {
@@ -241,14 +312,14 @@ impl Sdp {
         held
     }
 
-    pub fn new_ports(&mut self) {
+    fn new_ports(&mut self) {
         for media in &mut self.media {
             let port = port(&media[0]);
             set_port(&mut media[0], if port == 0 { 0 } else { 10_000 + (port + 2) % 40_000 });
         }
     }
 
-    pub fn add_line(&mut self) {
+    fn add_line(&mut self) {
         let label = 100 + self.media.len();
         let lines =
             ["m=audio 30000 RTP/AVP 8".to_owned(), "a=sendonly".to_owned(), format!("a=label:{label}")];
@@ -256,15 +327,11 @@ impl Sdp {
     }
 
     /// The last m-line goes, or comes back.
-    pub fn toggle_last(&mut self) {
+    fn toggle_last(&mut self) {
         if let Some(media) = self.media.last_mut() {
             let port = if port(&media[0]) == 0 { 31_000 } else { 0 };
             set_port(&mut media[0], port);
         }
-    }
-
-    pub fn next_version(&mut self) {
-        self.version += 1;
     }
 }
 
