@@ -78,9 +78,9 @@ struct OwnRequest {
 struct Dialog {
     recording: Option<RecordingKey>,
     remote_tag: String,
-    /// The newest Contact of the SRC that was accepted, and the newest: RFC 3261 §12.2.2 and RFC 6141 §4 differ.
+    /// The newest Contact of the SRC that was accepted, and those that came since: RFC 3261 §12.2.2 and RFC 6141 §4 differ.
     target: String,
-    heard: String,
+    heard: Vec<String>,
     origin: Option<(String, u64)>,
     answer: String,
     own_cseq: u32,
@@ -116,7 +116,7 @@ impl Referee {
         if let Some(dialog) = self.dialog_of(message) {
             dialog.bye_received |= message.method() == "BYE";
             if let Some(contact) = message.contact() {
-                contact.clone_into(&mut dialog.heard);
+                dialog.heard.push(contact.to_owned());
             }
         }
     }
@@ -237,7 +237,7 @@ impl Referee {
                 recording,
                 remote_tag: request.tag("from").unwrap_or_default().to_owned(),
                 target: String::new(),
-                heard: String::new(),
+                heard: Vec::new(),
                 origin: None,
                 answer: String::new(),
                 own_cseq: 0,
@@ -477,6 +477,7 @@ impl Dialog {
     ) {
         if let Some(contact) = request.contact() {
             contact.clone_into(&mut self.target);
+            self.heard.clear();
         }
         let (offer, answer) = (request.sdp(), ok.sdp());
         let Some(answer) = answer else {
@@ -521,7 +522,9 @@ impl Dialog {
         let cseq = message.cseq().map_or(0, |(number, _)| number);
         report.hold(cseq > self.own_cseq, Rule::OwnRequest, || format!("CSeq {cseq} in {start}"));
         self.own_cseq = cseq;
-        let target = message.uri() == self.target || message.uri() == self.heard || any_broken;
+        let target = message.uri() == self.target
+            || self.heard.iter().any(|contact| contact == message.uri())
+            || any_broken;
         report.hold(target, Rule::OwnRequest, || format!("{start}, but the Contact is {}", self.target));
         if flow.transport == Transport::Udp {
             let host = self.target.split('@').next_back().unwrap_or_default();
