@@ -80,8 +80,9 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 pub const SESSIONS_MAX: usize = 100_000;
 /// Server transactions alive at once, per session slot: INVITE, BYE and two re-INVITEs within 32 s, and as many strays.
 pub const TRANSACTIONS_PER_SESSION: usize = 8;
-/// Transactions beyond the per-session share, so that a box with few slots can still refuse politely.
-pub const TRANSACTIONS_BASE: usize = 4_096;
+/// Transactions beyond the per-session share, so that a box with few slots can still refuse politely, and short calls find
+/// room: INVITE and BYE of 2,000 calls/s are 128,000 in 32 s. There is memory for none of them before it comes.
+pub const TRANSACTIONS_BASE: usize = 160_000;
 /// Bytes of the responses that transactions keep for repeating; beyond it new INVITEs are refused. Answers of one busy hour
 /// need 2 KiB x 3 x 2,000 calls/s x 32 s at most.
 pub const TRANSACTION_BYTES_MAX: usize = 512 * 1024 * 1024;
@@ -184,7 +185,8 @@ pub const TCP_HALF_CLOSED_TIME: Duration = TRANSACTION_TIMEOUT;
 pub const TCP_CLOSE_TIME: Duration = Duration::from_secs(5);
 /// A TCP connection without a message or keepalive for this long is closed; RFC 5626 §4.4.1 keepalives come every 95-120 s.
 pub const TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(3_600);
-/// How long a reactor runs at a time when others want its core, and so how soon it is given it: the least that Linux takes.
+/// How long a reactor, control or the directory thread runs at a time when others want its core, and so how soon it is given it:
+/// the least that Linux takes.
 pub const REACTOR_SLICE: Duration = Duration::from_micros(100);
 /// Least time the reactor sleeps while media arrives: recorders have no latency to protect, batches are cheaper.
 pub const BATCH_WAIT: Duration = Duration::from_millis(2);

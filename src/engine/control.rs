@@ -22,6 +22,8 @@ impl Control {
     ///
     /// 1. take events, or sleep until one comes or something is due · 2. what is due · 3. commands · 4. log and figures
     pub fn run(mut self) -> Outcome {
+        // Peers wait for what it decides.
+        let _ = cpu::run_soon(limits::REACTOR_SLICE);
         let mut commands = Vec::new();
         while !self.sessions.drained() {
             let now = cpu::now();

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use crossbeam::channel::{Receiver, Sender};
 
 use super::commit::Finished;
-use super::disk;
 use super::mailbox::{Letter, Mailbox, Opened};
+use super::{cpu, disk};
 use crate::limits;
 use crate::session::{Failure, RecordingKey, SmallFile};
 
@@ -83,6 +83,8 @@ impl Directory {
 
     /// Runs until every reactor has dropped its end.
     pub fn run(mut self) {
+        // An INVITE waits for what it makes, and what a file costs is less than a usual turn of the scheduler.
+        let _ = cpu::run_soon(limits::REACTOR_SLICE);
         while let Ok(job) = self.jobs.recv() {
             self.handle(job);
         }
