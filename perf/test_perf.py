@@ -1,6 +1,8 @@
-"""What perf/compare and perf/profile compute, on literal input: python3 -m unittest discover --start-directory perf"""
+"""What perf/compare, perf/profile and perf/calls compute, on literal input: python3 -m unittest discover --start-directory perf"""
 
 import importlib.util
+import json
+import tempfile
 import unittest
 import xml.dom.minidom
 from importlib.machinery import SourceFileLoader
@@ -18,7 +20,7 @@ def program(name):
     return module
 
 
-compare, profile = program("compare"), program("profile")
+compare, profile, calls = program("compare"), program("profile"), program("calls")
 
 
 def samples(packets):
@@ -40,6 +42,39 @@ class Proc(unittest.TestCase):
     def test_this_process_has_used_the_cpu_and_memory(self):
         self.assertGreater(rig.process_cpu(rig.os.getpid()), 0)
         self.assertGreater(rig.peak_memory(rig.os.getpid()), 1 << 20)
+
+
+class Calls(unittest.TestCase):
+    def row(self, **changed):
+        row = {"problems": [], "placed": 100, "calls": 100, "failed": 0, "retransmissions": 0, "whole": 100, "asked_rate": 10, "rate": 10.0}
+        return {**row, "setup_ms": {"p99": 5.0}, **changed}
+
+    def test_quantiles_are_values_that_were_there(self):
+        values = list(range(1, 201))
+        self.assertEqual([calls.quantile(values, share) for share in (50, 99, 100)], [100, 198, 200])
+        self.assertEqual((calls.quantile([7], 1), calls.quantile([], 50)), (7, None))
+
+    def test_a_rate_is_good_when_nothing_is_wrong_with_it(self):
+        self.assertEqual(calls.judged(self.row()), [])
+        self.assertEqual(calls.judged(self.row(whole=None)), [])
+        wrong = [{"failed": 1}, {"whole": 99}, {"retransmissions": 1}, {"rate": 9.0}, {"placed": 90}, {"setup_ms": {"p99": 20.0}}]
+        for changed in wrong:
+            self.assertEqual(len(calls.judged(self.row(**changed))), 1, changed)
+
+    def test_a_recording_is_whole_when_its_manifest_is_right(self):
+        with tempfile.TemporaryDirectory() as home:
+            directory = Path(home)
+            (directory / "call.pcap").write_bytes(b"abc")
+            sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+            manifest = {"end_cause": "bye", "problems": [], "streams": [{}, {}]}
+            manifest["files"] = [{"name": "call.pcap", "size": 3, "sha256": sha256}]
+            (directory / "recording.json").write_text(json.dumps(manifest))
+            self.assertIsNone(calls.check_recording(directory))
+            (directory / "call.pcap").write_bytes(b"abd")
+            self.assertIn("call.pcap", calls.check_recording(directory))
+            (directory / "call.pcap").write_bytes(b"abc")
+            (directory / "more").touch()
+            self.assertIn("does not name", calls.check_recording(directory))
 
 
 class Window(unittest.TestCase):
