@@ -278,11 +278,14 @@ pub const DISK_PROBE_BYTES: u64 = 4 << 30;
 pub const PROBLEMS_MAX: usize = 64;
 /// Jobs waiting for the directory thread, per reactor: an INVITE, its metadata and its end, for each of 4,000 calls.
 pub const DIRECTORY_JOBS_MAX: usize = 16_384;
-/// One write block, unless --block-size says otherwise; also the least. 64 KiB makes one write of 285 G.711 packets; smaller
-/// blocks cost CPU and, at 4 KiB, packets.
+/// One write block, unless --block-size says otherwise. 64 KiB makes one write of 285 G.711 packets; smaller blocks cost CPU and,
+/// at 4 KiB, packets.
 pub const BLOCK_SIZE: usize = 64 * 1024;
 /// Direct writes begin and end at multiples of this: the block size of file systems and disks.
 pub const DISK_ALIGNMENT: usize = 4_096;
+/// The least: twice as many writes in two thirds of the memory. A SIP datagram that is longer is cut in the pcap, where its record
+/// says so; deployed SRCs send at most 4 KiB.
+pub const BLOCK_SIZE_MIN: usize = 32 * 1024;
 /// The largest write block: beyond it a write costs no less, and each open recording has one.
 pub const BLOCK_SIZE_MAX: usize = 1024 * 1024;
 /// Blocks of one file waiting behind the one write in flight; then its packets are dropped and counted.
@@ -305,8 +308,11 @@ pub const COMMIT_BATCH: usize = 1_024;
 /// hundreds: at 1,000 calls/s syncing whatever had gathered meanwhile was a sixth of the recorder's CPU time.
 pub const COMMIT_INTERVAL: Duration = Duration::from_millis(200);
 
-const _: () =
-    assert!(BLOCK_SIZE.is_multiple_of(DISK_ALIGNMENT) && BLOCK_SIZE_MAX.is_multiple_of(DISK_ALIGNMENT));
+const _: () = assert!(
+    BLOCK_SIZE_MIN.is_multiple_of(DISK_ALIGNMENT)
+        && BLOCK_SIZE.is_multiple_of(DISK_ALIGNMENT)
+        && BLOCK_SIZE_MAX.is_multiple_of(DISK_ALIGNMENT)
+);
 const _: () = assert!(
     MEDIA_BUFFERS.is_power_of_two() && SIP_BUFFERS.is_power_of_two() && TCP_BUFFERS.is_power_of_two()
 );
@@ -315,8 +321,8 @@ const _: () = assert!(
     CQ_ENTRIES as usize
         > MEDIA_BUFFERS as usize + SIP_BUFFERS as usize + TCP_BUFFERS as usize + TCP_CONNECTIONS * 2 + 20_000
 );
-// A block holds the largest record: a media datagram, or a SIP message as one frame.
-const _: () = assert!(BLOCK_SIZE > MEDIA_BUFFER_SIZE + 128);
+// A block holds the largest record of a media datagram.
+const _: () = assert!(BLOCK_SIZE_MIN > MEDIA_BUFFER_SIZE + 128 && BLOCK_SIZE_MIN <= BLOCK_SIZE);
 
 // ---- media ------------------------------------------------------------------------------------------------------
 

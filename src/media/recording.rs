@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::clock::Wall;
 use crate::counters::DropCause;
 use crate::limits::{
-    BLOCK_SIZE, CACHE_LINE, DISK_ALIGNMENT, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX, TCP_CONVERSATIONS,
+    BLOCK_SIZE_MIN, CACHE_LINE, DISK_ALIGNMENT, LABEL_IN_NAME_MAX, STREAMS_PER_RECORDING_MAX,
+    TCP_CONVERSATIONS,
 };
 use crate::media::feedback::{Feedback, Report};
 use crate::media::stage::{Exits, Load, Stage};
@@ -20,8 +21,8 @@ use crate::proto::rtcp;
 use crate::proto::rtp::{self, Kind, Rtp};
 use crate::proto::sdp::Codec;
 
-// A block holds the longest record of a SIP message, so that none is left out for its length.
-const _: () = assert!(Tcp::OVERHEAD + Tcp::SEGMENT_MAX <= BLOCK_SIZE);
+// A block holds the longest record of a SIP message on TCP, so that none is left out for its length.
+const _: () = assert!(Tcp::OVERHEAD + Tcp::SEGMENT_MAX <= BLOCK_SIZE_MIN);
 
 /// What a recording has to know of a stream before its first packet.
 #[derive(Clone, Debug)]
@@ -1063,7 +1064,7 @@ mod tests {
         struct Large;
         impl Blocks for Large {
             fn take(&mut self) -> Option<Block> {
-                Some(vec![0; BLOCK_SIZE].leak())
+                Some(vec![0; crate::limits::BLOCK_SIZE].leak())
             }
             fn give(&mut self, _: Block) {}
         }

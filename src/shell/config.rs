@@ -15,7 +15,7 @@ use crate::engine::Settings;
 use crate::engine::media_source::Kind;
 use crate::engine::tls::identity::IdentityFiles;
 use crate::limits::{
-    BLOCK_SIZE, BLOCK_SIZE_MAX, DISK_ALIGNMENT, MIN_SE, REACTORS_MAX, SESSIONS_MAX, TCP_CONNECTIONS, TICK,
+    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_ALIGNMENT, MIN_SE, REACTORS_MAX, SESSIONS_MAX, TCP_CONNECTIONS, TICK,
 };
 use crate::session::Terms;
 
@@ -238,7 +238,7 @@ fn sessions_max(typed: Option<usize>) -> Result<Option<usize>, Refusal> {
 }
 
 fn block_size(typed: usize) -> Result<usize, Refusal> {
-    let fits = (BLOCK_SIZE..=BLOCK_SIZE_MAX).contains(&typed) && typed.is_multiple_of(DISK_ALIGNMENT);
+    let fits = (BLOCK_SIZE_MIN..=BLOCK_SIZE_MAX).contains(&typed) && typed.is_multiple_of(DISK_ALIGNMENT);
     if fits { Ok(typed) } else { Err(Refusal::BlockSize(typed)) }
 }
 
@@ -346,7 +346,7 @@ impl fmt::Display for Refusal {
             Refusal::BlockSize(typed) => write!(
                 f,
                 "--block-size {typed} does not fit: give {}K to {}K, a multiple of {}K",
-                BLOCK_SIZE / 1_024,
+                BLOCK_SIZE_MIN / 1_024,
                 BLOCK_SIZE_MAX / 1_024,
                 DISK_ALIGNMENT / 1_024
             ),
