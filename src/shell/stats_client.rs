@@ -406,7 +406,7 @@ disk          3 writes, 192.0 KiB, 0 errors
 write time    none yet
 blocks        2 in use of 100
 recordings    0 committed, 0 of them incomplete, 0 not committed
-metadata      0 bodies, 0 not understood
+metadata      0 bodies, 0 not understood, 0 findings
 
 reactor  received  recorded  staged  dropped  kernel drops  blocks  writes  errors
       0       201       180      12        8             0       2       3       0
