@@ -306,6 +306,8 @@ pub struct SessionCounters {
     pub commits_failed: Counter,
     /// Media sockets, write blocks: recordings that ended with something missing.
     pub incomplete: Counter,
+    /// Notices that found no room on their way to the callbacks.
+    pub notices_dropped: Counter,
 }
 
 impl Default for SessionCounters {
@@ -339,6 +341,7 @@ impl Default for SessionCounters {
             committed: Counter::new(),
             commits_failed: Counter::new(),
             incomplete: Counter::new(),
+            notices_dropped: Counter::new(),
         }
     }
 }

@@ -57,7 +57,7 @@ fn the_packet_path_allocates_nothing() {
 
 fn watch(format: Format) {
     let directory = tempfile::tempdir().unwrap();
-    let recorder = Recorder::start(&Settings {
+    let settings = Settings {
         dir: directory.path().to_owned(),
         sip_udp: vec!["127.0.0.1:0".parse().unwrap()],
         sip_tcp: Vec::new(),
@@ -81,8 +81,8 @@ fn watch(format: Format) {
         answer_metadata: false,
         product: "sipreel/test".into(),
         terms: sipreel::session::Terms::default(),
-    })
-    .unwrap();
+    };
+    let recorder = Recorder::start(&settings, None).unwrap();
     let call = Call::set_up(recorder.sip_udp[0].port());
     let counters = recorder.gauges.reactors[0].clone();
 

@@ -1,13 +1,20 @@
 //! The control thread: feeds the session layer with events and time, carries its commands to the reactors.
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::mailbox::{Letter, Mailbox};
 use super::published::Recorded;
 use super::{Outcome, cpu};
+use crate::clock::Wall;
+use crate::counters::SessionCounters;
 use crate::limits;
 use crate::proto::metadata::{Finding, Severity};
 use crate::session::{Command, Event, Notice, Sessions};
+
+/// A notice, and when it was given.
+pub type Noticed = (Wall, Notice);
 
 pub struct Control {
     pub sessions: Sessions,
@@ -15,6 +22,9 @@ pub struct Control {
     pub reactors: Vec<Mailbox>,
     pub setup: Recorded,
     pub outcome: Outcome,
+    /// Who wants the notices besides the log. It is never waited for: what it has no room for is counted.
+    pub listener: Option<Sender<Noticed>>,
+    pub counters: Arc<SessionCounters>,
 }
 
 impl Control {
@@ -92,13 +102,22 @@ impl Control {
     }
 
     fn report(&mut self) {
+        let now = cpu::now().wall;
         for notice in self.sessions.take_notices() {
             log(&notice);
+            self.pass_on((now, notice));
         }
         for nanos in self.sessions.setup_times() {
             self.setup.record(nanos);
         }
         self.setup.publish();
+    }
+
+    fn pass_on(&self, noticed: Noticed) {
+        let Some(listener) = &self.listener else { return };
+        if listener.try_send(noticed).is_err() {
+            self.counters.notices_dropped.add(1);
+        }
     }
 }
 

@@ -64,6 +64,7 @@ use blocks::Pool;
 use capability::Capability;
 use census::Census;
 use control::Control;
+pub use control::Noticed;
 use disk::Files;
 use mailbox::{Inbox, Letter, Mailbox};
 use media_source::{Attached, Kind, Part, Request};
@@ -207,8 +208,9 @@ pub struct Recorder {
 
 impl Recorder {
     /// Binds every socket, attaches programs, maps all memory, starts the threads; returns when every port is armed. The
-    /// calling thread, and so every thread, is without the capabilities for that from then on.
-    pub fn start(settings: &Settings) -> Result<Recorder, StartError> {
+    /// calling thread, and so every thread, is without the capabilities for that from then on. `listener` gets what is worth
+    /// a log line, as far as it has room at once.
+    pub fn start(settings: &Settings, listener: Option<Sender<Noticed>>) -> Result<Recorder, StartError> {
         let descriptors = cpu::raise_descriptor_limit();
         let direct = writable(&settings.dir)?;
         let reactors = settings.cores.len();
@@ -347,13 +349,15 @@ impl Recorder {
             product: settings.product.clone(),
             terms: settings.terms.clone(),
         };
-        let sessions = Sessions::new(rules, session, table, StdRng::from_os_rng());
+        let sessions = Sessions::new(rules, session.clone(), table, StdRng::from_os_rng());
         let control = Control {
             sessions,
             events: incoming,
             reactors: mailboxes.clone(),
             setup,
             outcome: Outcome::default(),
+            listener,
+            counters: session,
         };
         let control = spawn("control", move || control.run())?;
         Ok(Recorder {

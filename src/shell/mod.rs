@@ -77,7 +77,7 @@ fn configure(args: &RecordArgs) -> Result<Config, Failure> {
 fn serve(config: &Config) -> Result<(), Failure> {
     let wishes = Wishes::install().map_err(Failure::Signals)?;
     let socket = claim(config)?;
-    let recorder = Recorder::start(&config.settings).map_err(Failure::Start)?;
+    let recorder = Recorder::start(&config.settings, None).map_err(Failure::Start)?;
     tracing::info!(event = "media_source", "{}", recorder.media_source_account);
     for warning in &recorder.warnings {
         tracing::warn!("{warning}");
