@@ -373,3 +373,52 @@ pub const STATS_CLIENTS: usize = 16;
 pub const STATS_LINE_MAX: usize = 1_024;
 /// A stats client that neither asks nor reads for this long is closed.
 pub const STATS_TIMEOUT: Duration = Duration::from_secs(30);
+
+// ---- callbacks --------------------------------------------------------------------------------------------------
+
+/// Notices waiting to become events. At 2,000 calls/s this is ten seconds of them; further ones are counted and lost.
+pub const NOTICES_MAX: usize = 65_536;
+/// Endpoints, each with its own threads: an application, an archive, a monitor, and as many again.
+pub const CALLBACK_ENDPOINTS: usize = 8;
+/// Bytes of an endpoint's URL.
+pub const CALLBACK_URL_MAX: usize = 2_048;
+/// A secret that cannot be guessed: 128 bits.
+pub const CALLBACK_SECRET_MIN: usize = 16;
+/// Secrets in use at once: the new one, and the old one until every receiver has the new.
+pub const CALLBACK_SECRETS_MAX: usize = 2;
+/// A file with secrets or certificates. The certificates that an operating system trusts take 250 KiB.
+pub const CALLBACK_FILE_MAX: u64 = 4 * 1024 * 1024;
+/// The least that --callback-queue-size takes: some files, of which the oldest is taken away when all are full.
+pub const CALLBACK_QUEUE_MIN: u64 = 4 * 1024 * 1024;
+/// One file of the queue: some 1,500 events, which one endpoint reads at once when it is behind.
+pub const CALLBACK_SEGMENT: u64 = 1024 * 1024;
+/// Bytes of the newest events that are in memory too: endpoints that keep up never read a file.
+pub const CALLBACK_RECENT: usize = 4 * 1024 * 1024;
+/// Events read from memory at once.
+pub const CALLBACK_BATCH: usize = 256;
+/// Requests to one endpoint at once; events of one recording go one after the other. A receiver 20 ms away takes 400 a second.
+pub const CALLBACK_LANES: usize = 8;
+/// Events of one endpoint that wait in memory before more are read.
+pub const CALLBACK_WINDOW: usize = 1_024;
+/// The first rest after an attempt that failed, doubled with each further one, and the longest: a receiver that is back is
+/// found within a minute, and one that is overloaded is not kept down.
+pub const CALLBACK_RETRY: Duration = Duration::from_millis(500);
+pub const CALLBACK_RETRY_MAX: Duration = Duration::from_secs(60);
+/// The longest Retry-After that is kept, and the rest after 410: whoever says that he is gone is asked once an hour.
+pub const CALLBACK_REST_MAX: Duration = Duration::from_secs(3_600);
+/// Attempts of an event that the receiver has read and refuses (400, 413, 415, 422): some minutes, in which somebody can
+/// mend the receiver. Then it makes room for those behind it.
+pub const CALLBACK_REFUSALS: u32 = 12;
+/// One request, from the name's resolution to the answer's end; and the part of it in which a connection must be there.
+pub const CALLBACK_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CALLBACK_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of an answer's head, and those of its body that are read so that the connection can serve the next request.
+pub const CALLBACK_HEAD_MAX: usize = 16 * 1024;
+pub const CALLBACK_BODY_MAX: u64 = 16 * 1024;
+/// How often the queue is synced: a power failure takes what is younger. A crash of the process takes nothing.
+pub const CALLBACK_SYNC: Duration = Duration::from_secs(1);
+/// How long the end of the recorder waits for the last deliveries. What is left goes out at the next start.
+pub const CALLBACK_GRACE: Duration = Duration::from_secs(3);
+/// An alarm that goes on is repeated after this time, and cleared when nothing has happened for that.
+pub const ALARM_REPEAT: Duration = Duration::from_secs(600);
+pub const ALARM_QUIET: Duration = Duration::from_secs(60);
