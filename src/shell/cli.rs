@@ -286,6 +286,37 @@ pub struct RecordArgs {
     #[arg(long, value_name = "PATH")]
     pub stats_socket: Option<PathBuf>,
 
+    /// Send events of recordings and alarms to this HTTP or HTTPS address as CloudEvents; repeatable
+    ///
+    /// Signed, and sent again until they are taken; an endpoint that is down delays neither calls nor other endpoints.
+    /// Redirects are not followed. Give an HTTPS address wherever the way leads through a network of others.
+    #[arg(long, value_name = "URL")]
+    pub callback: Vec<String>,
+
+    /// The secret that callbacks are signed with (HMAC-SHA256), at least 16 bytes, in the first line of this file
+    ///
+    /// While it is being changed there are two lines, and each request is signed with both.
+    #[arg(long, value_name = "FILE")]
+    pub callback_secret_file: Option<PathBuf>,
+
+    /// PEM file of a certificate authority that signs for callback endpoints, besides those that this box trusts
+    ///
+    /// For an authority of your own.
+    #[arg(long, value_name = "FILE")]
+    pub callback_ca: Option<PathBuf>,
+
+    /// Where events wait for their endpoints [default: DIR/.callbacks in the recordings directory]
+    ///
+    /// They survive a restart there. A file system of its own keeps them going when the recordings' disk is full.
+    #[arg(long, value_name = "DIR")]
+    pub callback_queue: Option<PathBuf>,
+
+    /// Bytes of events that may wait; when there are more the oldest are dropped, counted and an alarm [default: 256M]
+    ///
+    /// An event has some 600 bytes, a call some four of them.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub callback_queue_size: Option<usize>,
+
     /// text: for people; json: one object a line, for log collectors
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

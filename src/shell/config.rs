@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::callbacks::{self, Endpoints, Typed};
 use super::cli::{Cores, Listen, Ports, RecordArgs, Switch};
 use crate::engine::Settings;
 use crate::engine::media_source::Kind;
@@ -34,6 +35,7 @@ pub struct Config {
     pub settings: Settings,
     pub drain_timeout: Duration,
     pub stats_socket: StatsSocket,
+    pub callbacks: Option<Endpoints>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -71,6 +73,7 @@ pub enum Refusal {
     MinSeTooShort(Duration),
     SessionExpiresTooShort { asked: Duration, least: Duration },
     Directory { dir: PathBuf, what: &'static str, error: io::Error },
+    Callbacks(callbacks::Refusal),
 }
 
 impl Config {
@@ -106,8 +109,21 @@ impl Config {
             Some(path) => StatsSocket::Given(path.clone()),
             None => StatsSocket::Default(default_sockets(host.runtime_dir)),
         };
-        Ok(Config { settings, drain_timeout: args.drain_timeout, stats_socket })
+        let callbacks = callbacks(args, &settings.dir)?;
+        Ok(Config { settings, drain_timeout: args.drain_timeout, stats_socket, callbacks })
     }
+}
+
+fn callbacks(args: &RecordArgs, dir: &Path) -> Result<Option<Endpoints>, Refusal> {
+    let typed = Typed {
+        urls: &args.callback,
+        secret_file: args.callback_secret_file.as_deref(),
+        ca: args.callback_ca.as_deref(),
+        queue: args.callback_queue.as_deref(),
+        queue_size: args.callback_queue_size,
+        dir,
+    };
+    Endpoints::new(&typed).map_err(Refusal::Callbacks)
 }
 
 /// Where the stats socket is when nobody said, best place first. A recorder under systemd has no `XDG_RUNTIME_DIR`
@@ -373,6 +389,7 @@ impl fmt::Display for Refusal {
                 "--dir {} cannot {what} ({error}): give a directory that this user can write",
                 dir.display()
             ),
+            Refusal::Callbacks(refusal) => refusal.fmt(f),
         }
     }
 }
@@ -435,6 +452,12 @@ mod tests {
         assert_eq!(config.settings.sip_udp, ["0.0.0.0:5060".parse().unwrap()]);
         assert!(config.settings.dir.is_absolute());
         assert!(config.settings.product.starts_with("sipreel/"));
+    }
+
+    #[test]
+    fn callbacks_that_nobody_could_trust() {
+        assert!(matches!(refusal("--callback http://a/x"), Refusal::Callbacks(callbacks::Refusal::NoSecret)));
+        assert!(matches!(refusal("--callback-queue-size 300M"), Refusal::Callbacks(_)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The process: flags, log, signals, service manager, stats socket. The only rank that prints.
 
+mod callbacks;
 pub mod cli;
 pub mod config;
 mod doctor;
@@ -15,7 +16,9 @@ use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use callbacks::Callbacks;
 use cli::{Cli, ClientArgs, Command, DemoArgs, ExplainArgs, Ports, RecordArgs};
 use config::{Config, Host, Listed, Refusal};
 use signals::{Wish, Wishes};
@@ -50,6 +53,8 @@ enum Failure {
     Signals(io::Error),
     Start(StartError),
     StatsThread(io::Error),
+    Callbacks(String),
+    CallbackThread(io::Error),
     Uncommitted(u64),
 }
 
@@ -61,7 +66,7 @@ fn record(args: &RecordArgs) -> ExitCode {
     };
     tracing::error!(event = "failed", "{failure}");
     match failure {
-        Failure::Refused(_) | Failure::StatsSocket(_) => ExitCode::from(EXIT_REFUSED),
+        Failure::Refused(_) | Failure::StatsSocket(_) | Failure::Callbacks(_) => ExitCode::from(EXIT_REFUSED),
         _ => ExitCode::FAILURE,
     }
 }
@@ -77,21 +82,30 @@ fn configure(args: &RecordArgs) -> Result<Config, Failure> {
 fn serve(config: &Config) -> Result<(), Failure> {
     let wishes = Wishes::install().map_err(Failure::Signals)?;
     let socket = claim(config)?;
-    let recorder = Recorder::start(&config.settings, None).map_err(Failure::Start)?;
+    let callbacks = Callbacks::open(config.callbacks.as_ref()).map_err(Failure::Callbacks)?;
+    let listener = callbacks.listener.clone();
+    let recorder = Recorder::start(&config.settings, Some(listener)).map_err(Failure::Start)?;
     tracing::info!(event = "media_source", "{}", recorder.media_source_account);
     for warning in &recorder.warnings {
         tracing::warn!("{warning}");
     }
-    announce(config, &recorder, socket.as_ref())?;
-    loop {
+    let callbacks = callbacks.start(recorder.gauges.clone(), &source()).map_err(Failure::CallbackThread)?;
+    announce(config, &recorder, socket.as_ref(), callbacks.state.clone())?;
+    let signal = loop {
         match wishes.wait() {
             Wish::Reload => reload(&recorder),
-            Wish::End(signal) => {
-                drain(config, &recorder, signal);
-                return ended(&recorder.wait());
-            }
+            Wish::End(signal) => break signal,
         }
-    }
+    };
+    callbacks.drain();
+    drain(config, &recorder, signal);
+    let outcome = recorder.wait();
+    callbacks.finish();
+    ended(&outcome)
+}
+
+fn source() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "sipreel".into(), |name| name.trim().into())
 }
 
 /// SIGHUP: certificates change every few weeks, and no call ends for that.
@@ -124,7 +138,12 @@ fn claim(config: &Config) -> Result<Option<Server>, Failure> {
 }
 
 /// Everything is armed: answers questions, tells the log and the service manager.
-fn announce(config: &Config, recorder: &Recorder, socket: Option<&Server>) -> Result<(), Failure> {
+fn announce(
+    config: &Config,
+    recorder: &Recorder,
+    socket: Option<&Server>,
+    callbacks: Arc<callbacks::State>,
+) -> Result<(), Failure> {
     let identity = identity(config, recorder);
     let stats_socket = socket.map_or("none".into(), |server| server.path().display().to_string());
     tracing::info!(
@@ -143,7 +162,7 @@ fn announce(config: &Config, recorder: &Recorder, socket: Option<&Server>) -> Re
     );
     let status = format!("recording, {} port pairs on CPU {}", recorder.port_pairs, identity.cores);
     if let Some(server) = socket {
-        let answer = stats::answer(recorder.gauges.clone(), identity, cpu::now());
+        let answer = stats::answer(recorder.gauges.clone(), identity, callbacks, cpu::now());
         server.serve(answer).map_err(Failure::StatsThread)?;
     }
     notify::ready(&status);
@@ -255,6 +274,10 @@ impl Display for Failure {
             Failure::StatsSocket(unavailable) => unavailable.fmt(f),
             Failure::Signals(error) => write!(f, "signal handlers cannot be installed: {error}"),
             Failure::Start(error) => error.fmt(f),
+            Failure::Callbacks(sentence) => f.write_str(sentence),
+            Failure::CallbackThread(error) => {
+                write!(f, "the threads for callbacks cannot be started ({error}): raise the limit of tasks")
+            }
             Failure::StatsThread(error) => write!(f, "the stats thread cannot be started: {error}"),
             Failure::Uncommitted(n) => {
                 write!(f, "{n} recordings could not be committed and stay as .part directories")

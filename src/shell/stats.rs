@@ -10,6 +10,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::callbacks;
 use super::stats_socket::{Answer, Query};
 use crate::clock::{Now, Wall};
 use crate::counters::{
@@ -59,6 +60,9 @@ pub struct Stats {
     /// Completions that one turn of a reactor handled.
     pub batch: Quantiles,
     pub reactors: Vec<Reactor>,
+    pub callbacks: callbacks::Figures,
+    /// Those that are raised.
+    pub alarms: Vec<callbacks::Raised>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -226,11 +230,21 @@ A command that is none of these is answered with one line: {\"error\":\"…\"}
 ";
 
 /// The answers of a recorder that was ready at `ready`.
-pub fn answer(gauges: Gauges, identity: Identity, ready: Now) -> Arc<Answer> {
+pub fn answer(
+    gauges: Gauges,
+    identity: Identity,
+    callbacks: Arc<callbacks::State>,
+    ready: Now,
+) -> Arc<Answer> {
     Arc::new(move |query, reply: &mut dyn Write| match query {
         Query::Stats => {
-            let uptime = cpu::now().mono.since(ready.mono);
-            serde_json::to_writer(&mut *reply, &Stats::take(&gauges, &identity, uptime))?;
+            let now = cpu::now();
+            let stats = Stats {
+                callbacks: callbacks.figures(now.wall),
+                alarms: callbacks.raised(),
+                ..Stats::take(&gauges, &identity, now.mono.since(ready.mono))
+            };
+            serde_json::to_writer(&mut *reply, &stats)?;
             writeln!(reply)
         }
         Query::Sessions => sessions(&gauges.table, cpu::now().wall, reply),
@@ -290,6 +304,8 @@ impl Stats {
             disk,
             batch,
             reactors,
+            callbacks: callbacks::Figures::default(),
+            alarms: Vec::new(),
         }
     }
 }
