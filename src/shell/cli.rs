@@ -32,7 +32,7 @@ pub enum Command {
     /// Without a flag it listens on 0.0.0.0:5060 (UDP and TCP) and writes below ./recordings; it needs no privilege.
     Record(Box<RecordArgs>),
     /// Show the counters of the running recorder
-    Stats(ClientArgs),
+    Stats(StatsArgs),
     /// List the sessions that are being recorded now
     Sessions(ClientArgs),
     /// Look at this box and say what will hurt: limits, kernel, network card, ports, clock, disk
@@ -337,6 +337,16 @@ pub struct ClientArgs {
     /// The recorder's --stats-socket [default: the places where `sipreel record` puts it]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct StatsArgs {
+    #[command(flatten)]
+    pub client: ClientArgs,
+
+    /// The counters as Prometheus scrapes them, for a textfile collector or a script behind an HTTP server
+    #[arg(long, conflicts_with = "json")]
+    pub prometheus: bool,
 }
 
 /// One use of `--sip-udp`, `--sip-tcp` or `--sip-tls`.

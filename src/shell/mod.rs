@@ -6,6 +6,7 @@ pub mod config;
 mod doctor;
 mod log;
 mod notify;
+mod prometheus;
 mod signals;
 mod stats;
 mod stats_client;
@@ -19,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use callbacks::Callbacks;
-use cli::{Cli, ClientArgs, Command, DemoArgs, ExplainArgs, Ports, RecordArgs};
+use cli::{Cli, ClientArgs, Command, DemoArgs, ExplainArgs, Ports, RecordArgs, StatsArgs};
 use config::{Config, Host, Listed, Refusal};
 use signals::{Wish, Wishes};
 use stats::Identity;
@@ -38,7 +39,10 @@ const DRAIN_MARGIN: std::time::Duration = std::time::Duration::from_secs(60);
 pub fn run(cli: &Cli, demo: impl FnOnce(&DemoArgs) -> ExitCode) -> ExitCode {
     match &cli.command {
         Command::Record(args) => record(args),
-        Command::Stats(args) => ask(args, stats_client::stats, stats_client::stats_table),
+        Command::Stats(StatsArgs { client, prometheus: true }) => {
+            ask(client, stats_client::stats, prometheus::page)
+        }
+        Command::Stats(args) => ask(&args.client, stats_client::stats, stats_client::stats_table),
         Command::Sessions(args) => ask(args, stats_client::sessions, stats_client::sessions_table),
         Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain(args),
@@ -105,7 +109,8 @@ fn serve(config: &Config) -> Result<(), Failure> {
 }
 
 fn source() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "sipreel".into(), |name| name.trim().into())
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "sipreel".into(), |name| name.trim().into())
 }
 
 /// SIGHUP: certificates change every few weeks, and no call ends for that.

@@ -173,11 +173,10 @@ mod tests {
             events.extend(alarms.look(at(second), &disk(second)));
         }
         assert_eq!(events, change(Step::Continues, 1, 601));
-        assert_eq!(alarms.raised()[0], Raised {
-            alarm: "disk_errors".into(),
-            since: "1970-01-01T00:00:01.000000Z".into(),
-            count: 659
-        });
+        assert_eq!(
+            alarms.raised()[0],
+            Raised { alarm: "disk_errors".into(), since: "1970-01-01T00:00:01.000000Z".into(), count: 659 }
+        );
         assert_eq!(alarms.look(at(718), &disk(659)), []);
         assert_eq!(alarms.look(at(719), &disk(659)), change(Step::Cleared, 1, 659));
         assert_eq!(alarms.look(at(800), &disk(659)), []);
@@ -199,7 +198,11 @@ mod tests {
         for (n, alarm) in Alarm::ALL.iter().enumerate() {
             assert_eq!(*alarm as usize, n, "the order of a reading");
             let others = Alarm::ALL.iter().filter(|other| *other != alarm);
-            assert!(others.clone().all(|other| other.text() != alarm.text() && other.meaning() != alarm.meaning()));
+            assert!(
+                others
+                    .clone()
+                    .all(|other| other.text() != alarm.text() && other.meaning() != alarm.meaning())
+            );
         }
     }
 }

@@ -306,14 +306,22 @@ impl Endpoint {
                 }
                 Err(failure) if failure.cause == Cause::Refused && attempts + 1 >= CALLBACK_REFUSALS => {
                     let (url, sequence) = (self.url.shown(), entry.sequence);
-                    tracing::error!(url, sequence, "a callback is given up, its receiver refuses it: {}", failure.why);
+                    tracing::error!(
+                        url,
+                        sequence,
+                        "a callback is given up, its receiver refuses it: {}",
+                        failure.why
+                    );
                     self.done(lane, |state| state.refused += 1);
                     attempts = 0;
                 }
                 Err(failure) => {
                     attempts += 1;
                     let fraction = rng.random();
-                    self.rest(lane, cpu::now().mono + pause(failure.cause, attempts, failure.after, fraction));
+                    self.rest(
+                        lane,
+                        cpu::now().mono + pause(failure.cause, attempts, failure.after, fraction),
+                    );
                 }
             }
         }
@@ -451,7 +459,9 @@ fn unanswered(error: &ureq::Error) -> Failure {
         ureq::Error::HostNotFound => Cause::Resolve,
         ureq::Error::Timeout(_) => Cause::Timeout,
         ureq::Error::Tls(_) | ureq::Error::Pem(_) | ureq::Error::Rustls(_) => Cause::Tls,
-        ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => Cause::Tls,
+        ureq::Error::Io(error) if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            Cause::Tls
+        }
         ureq::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut => Cause::Timeout,
         ureq::Error::Io(_) | ureq::Error::ConnectionFailed => Cause::Connection,
         _ => Cause::Protocol,
@@ -515,7 +525,8 @@ mod tests {
     #[test]
     fn an_endpoint_has_its_own_cursor() {
         let dir = tempfile::tempdir().unwrap();
-        let urls: Vec<Url> = ["http://a/x", "http://b/x"].iter().map(|url| Url::parse(url).unwrap()).collect();
+        let urls: Vec<Url> =
+            ["http://a/x", "http://b/x"].iter().map(|url| Url::parse(url).unwrap()).collect();
         for (n, url) in urls.iter().enumerate() {
             fs::write(cursor_path(dir.path(), &url.0), record::encode_cursor(10 + n as u64)).unwrap();
         }

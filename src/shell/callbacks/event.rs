@@ -66,9 +66,11 @@ pub fn notice(notice: &Notice) -> Option<Happening> {
             let data = json!({"recording": id.to_string(), "call_id": call_id, "streams": streams});
             of("session.updated", id.to_string(), data)
         }
-        Notice::Whole { id, path, incomplete } => {
-            of("recording.whole", id.clone(), json!({"recording": id, "path": path, "incomplete": incomplete}))
-        }
+        Notice::Whole { id, path, incomplete } => of(
+            "recording.whole",
+            id.clone(),
+            json!({"recording": id, "path": path, "incomplete": incomplete}),
+        ),
         Notice::NotWhole { id, why } => {
             of("recording.failed", id.clone(), json!({"recording": id, "failure": why}))
         }
@@ -231,6 +233,25 @@ mod tests {
 
     fn source() -> Source {
         Source { uri: uri("rec-1"), region: Some("eu".into()), group: None }
+    }
+
+    /// Whoever writes a receiver has the README.
+    #[test]
+    fn the_readme_has_every_event_field_and_alarm() {
+        let readme = include_str!("../../../README.md");
+        let (_, section) = readme.split_once("\n## Callbacks\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let change = Change { alarm: Alarm::NoRoom, step: Step::Raised, since: Wall(0), count: 4 };
+        let happenings = notices().into_iter().filter_map(|(_, notice)| super::notice(&notice));
+        for Happening { name, data, .. } in happenings.chain([alarm(&change)]) {
+            let fields = data.as_object().unwrap().keys().map(String::as_str);
+            for word in fields.chain([name]) {
+                assert!(section.contains(&format!("`{word}`")), "{word} of {name} is not in the README");
+            }
+        }
+        for alarm in Alarm::ALL {
+            assert!(section.contains(&format!("| `{}` |", alarm.text())), "{}", alarm.text());
+        }
     }
 
     #[test]

@@ -91,13 +91,16 @@ impl Callbacks {
         let mut callbacks = Callbacks { listener, notices, queue: None, endpoints: Vec::new() };
         let Some(settings) = endpoints else { return Ok(callbacks) };
         let dir = settings.dir.display();
-        let failed =
-            |error| format!("--callback-queue {dir} cannot be used ({error}): give a directory that this user can write");
+        let failed = |error| {
+            format!(
+                "--callback-queue {dir} cannot be used ({error}): give a directory that this user can write"
+            )
+        };
         let (queue, writer) = queue::open(&settings.dir, settings.bytes_max, delivery::furthest).map_err(
             |error| match error {
-                Unusable::Taken => format!(
-                    "--callback-queue {dir} is that of a recorder that runs: give this one its own"
-                ),
+                Unusable::Taken => {
+                    format!("--callback-queue {dir} is that of a recorder that runs: give this one its own")
+                }
                 Unusable::Failed(error) => failed(error),
             },
         )?;
@@ -156,8 +159,14 @@ impl Running {
         }
         endpoints.iter().for_each(|endpoint| endpoint.stop());
         let now = cpu::now().wall;
-        for figures in endpoints.iter().map(|endpoint| endpoint.figures(now)).filter(|figures| figures.queued > 0) {
-            tracing::warn!(url = figures.url, queued = figures.queued, "callbacks are left for the next start");
+        for figures in
+            endpoints.iter().map(|endpoint| endpoint.figures(now)).filter(|figures| figures.queued > 0)
+        {
+            tracing::warn!(
+                url = figures.url,
+                queued = figures.queued,
+                "callbacks are left for the next start"
+            );
         }
     }
 }
@@ -190,7 +199,9 @@ impl State {
         for reactor in reactors {
             disk += reactor.disk_errors.get();
             lost += reactor.kernel_dropped.get();
-            for cause in [DropCause::NoBlock, DropCause::QueueFull, DropCause::WriteFailed, DropCause::Unreadable] {
+            for cause in
+                [DropCause::NoBlock, DropCause::QueueFull, DropCause::WriteFailed, DropCause::Unreadable]
+            {
                 lost += reactor.dropped[cause as usize].get();
             }
         }

@@ -209,12 +209,7 @@ impl Queue {
 
     pub fn size(&self) -> Size {
         let state = self.state();
-        Size {
-            files: state.segments.len(),
-            bytes: state.bytes(),
-            last: state.last,
-            unsaved: state.unsaved,
-        }
+        Size { files: state.segments.len(), bytes: state.bytes(), last: state.last, unsaved: state.unsaved }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -332,7 +327,7 @@ mod tests {
 
     fn append(writer: &mut Writer, n: usize, size: usize) {
         for _ in 0..n {
-            writer.append(Wall(1), 7, |sequence| format!("{sequence:0size$}").into());
+            writer.append(Wall(1), 7, |_| "x".repeat(size).into());
         }
     }
 
@@ -342,7 +337,9 @@ mod tests {
         while after < queue.last() {
             let batch = queue.fetch(after);
             assert!(batch.up_to > after);
-            assert!(batch.entries.iter().all(|entry| entry.sequence > after && entry.sequence <= batch.up_to));
+            assert!(
+                batch.entries.iter().all(|entry| entry.sequence > after && entry.sequence <= batch.up_to)
+            );
             found.extend(batch.entries.iter().map(|entry| entry.sequence));
             after = batch.up_to;
         }

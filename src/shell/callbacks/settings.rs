@@ -191,7 +191,9 @@ impl fmt::Display for Refusal {
                 f,
                 "--callback has no secret to sign with, and anybody could forge an event: give --callback-secret-file"
             ),
-            Refusal::File { flag, path, why } => write!(f, "{flag} {} {why}: give another file", path.display()),
+            Refusal::File { flag, path, why } => {
+                write!(f, "{flag} {} {why}: give another file", path.display())
+            }
             Refusal::QueueSize(bytes) => write!(
                 f,
                 "--callback-queue-size {bytes} is too small to be of use: give at least {}M",
@@ -243,7 +245,7 @@ mod tests {
     fn urls_that_cannot_work() {
         for (url, why) in [
             ("", "is not a URL"),
-            ("host/path", "neither http nor https"),
+            ("host/path", "is not a URL"),
             ("/path", "neither http nor https"),
             ("ftp://host/x", "neither http nor https"),
             ("https:///x", "is not a URL"),

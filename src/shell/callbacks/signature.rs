@@ -25,7 +25,9 @@ impl Secrets {
         }
         match secrets.len() {
             0 => Err("is empty".into()),
-            n if n > CALLBACK_SECRETS_MAX => Err(format!("has {n} secrets, and {CALLBACK_SECRETS_MAX} are used")),
+            n if n > CALLBACK_SECRETS_MAX => {
+                Err(format!("has {n} secrets, and {CALLBACK_SECRETS_MAX} are used"))
+            }
             _ => Ok(Secrets(secrets)),
         }
     }
