@@ -103,6 +103,7 @@ fn write_stats(page: &mut String, stats: &Stats) -> fmt::Result {
     )?;
     write_control(page, stats)?;
     write_planes(page, stats)?;
+    write_callbacks(page, stats)?;
     write_reactors(page, stats)
 }
 
@@ -194,6 +195,29 @@ fn write_planes(page: &mut String, stats: &Stats) -> fmt::Result {
             recordings.metadata_findings.values().sum::<u64>()
         ),
     )
+}
+
+fn write_callbacks(page: &mut String, stats: &Stats) -> fmt::Result {
+    for endpoint in &stats.callbacks.endpoints {
+        let failing = endpoint.failing.as_ref().map(|why| format!("; failing: {}", printable(why)));
+        let text = format!(
+            "{} delivered to {}, {} queued (oldest {}), {} retried, failed {}, {} refused, {} dropped{}",
+            endpoint.delivered,
+            endpoint.url,
+            endpoint.queued,
+            duration(endpoint.oldest_seconds),
+            endpoint.retried,
+            causes(endpoint.failed_total, &endpoint.failed),
+            endpoint.refused,
+            endpoint.dropped,
+            failing.unwrap_or_default()
+        );
+        row(page, "callbacks", &text)?;
+    }
+    for alarm in &stats.alarms {
+        row(page, "ALARM", &format!("{}, {} since {}", alarm.alarm, alarm.count, alarm.since))?;
+    }
+    Ok(())
 }
 
 fn write_reactors(page: &mut String, stats: &Stats) -> fmt::Result {
@@ -412,6 +436,23 @@ reactor  received  recorded  staged  dropped  kernel drops  blocks  writes  erro
       0       201       180      12        8             0       2       3       0
 ";
         assert_eq!(stats_table(&reply.to_string()).unwrap(), expected);
+    }
+
+    #[test]
+    fn callbacks_and_alarms_for_people() {
+        let reply = json!({
+            "callbacks": {"endpoints": [{"url": "https://a/x", "delivered": 5, "queued": 2, "oldest_seconds": 61.0, "retried": 3,
+                "failed_total": 3, "failed": {"timeout": 3}, "failing": "timeout: global"}]},
+            "alarms": [{"alarm": "no_room", "since": "2026-11-22T08:31:00Z", "count": 7}],
+        });
+        let page = stats_table(&reply.to_string()).unwrap();
+        for line in [
+            "callbacks     5 delivered to https://a/x, 2 queued (oldest 1 min 1 s), 3 retried, failed 3 (timeout 3), 0 refused, \
+             0 dropped; failing: timeout: global\n",
+            "ALARM         no_room, 7 since 2026-11-22T08:31:00Z\n",
+        ] {
+            assert!(page.contains(line), "{page}");
+        }
     }
 
     #[test]
