@@ -8,7 +8,6 @@
 mod lab;
 mod media;
 mod peers;
-mod receiver;
 mod recorder;
 mod recording;
 mod scenario;
@@ -18,7 +17,6 @@ mod vendor;
 
 mod attach;
 mod balancer;
-mod callbacks;
 mod dialog;
 mod disk;
 mod formats;

@@ -24,8 +24,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 pub use alarm::Raised;
@@ -40,7 +40,6 @@ use crate::clock::Wall;
 use crate::counters::{DropCause, RefuseCause};
 use crate::engine::{Gauges, Noticed, cpu};
 use crate::limits::{CALLBACK_GRACE, CALLBACK_SYNC, NOTICES_MAX};
-use crate::session::id::Id;
 
 /// How often the end looks whether the last event is delivered.
 const GRACE_LOOK: Duration = Duration::from_millis(10);
@@ -251,7 +250,7 @@ impl Events {
 
     fn tell(&mut self, at: Wall, happening: &Happening) {
         let Some(writer) = &mut self.writer else { return };
-        let id = Id::new(at, &mut self.rng).to_string();
+        let id = format!("{:032x}", self.rng.random::<u128>());
         let entry =
             writer.append(at, happening.key(), |sequence| happening.event(&self.source, &id, sequence, at));
         for endpoint in &self.state.endpoints {
