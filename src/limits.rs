@@ -47,7 +47,7 @@ pub const FINDING_TEXT_MAX: usize = 80;
 /// A 200 that does not fit a datagram without fragments is lost by some firewalls, so answers stay below this where they can.
 pub const ANSWER_BYTES_WANTED: usize = 1_300;
 /// Findings in the body that explains a refusal: a few hundred bytes each, and the first ones are what has to be mended.
-pub const EXPLAINED_FINDINGS_MAX: usize = 4;
+pub const EXPLAINED_FINDINGS_MAX: usize = 2;
 /// Metadata in an answer over a stream: beyond it nobody is helped by having his own words back.
 pub const ANSWER_METADATA_MAX: usize = 16 * 1024;
 

@@ -13,7 +13,7 @@ use crate::limits::{
 use crate::proto::manifest::{self, Event, EventKind, MetadataBody, Participant};
 use crate::proto::metadata::changes::changes;
 use crate::proto::metadata::{
-    self, Body, Finding, Findings, Media, Metadata, MetadataError, Mode, Severity, check, unreadable,
+    self, Body, Finding, Findings, Known, Media, Metadata, MetadataError, Mode, Severity, check, unreadable,
 };
 
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ pub struct Reading {
 
 impl Reading {
     /// `known` is what was said before; `media` are the m-lines that its labels are about.
-    pub fn new(bytes: Bytes, known: Option<&Metadata>, media: &[Media<'_>]) -> Reading {
+    pub fn new(bytes: Bytes, known: Option<Known<'_>>, media: &[Media<'_>]) -> Reading {
         let body = metadata::parse(&bytes);
         let findings = match &body {
             Ok(body) => check(body, known, media),
@@ -92,8 +92,8 @@ pub struct Taken {
 
 impl History {
     /// What partial bodies add to.
-    pub fn base(&self) -> Option<&Metadata> {
-        self.has_base.then_some(&self.current)
+    pub fn known(&self) -> Known<'_> {
+        Known { metadata: &self.current, complete: self.has_base }
     }
 
     /// What holds now.
@@ -305,7 +305,7 @@ mod tests {
     }
 
     fn take(history: &mut History, body: Bytes) -> Taken {
-        let reading = Reading::new(body, history.base(), &[]);
+        let reading = Reading::new(body, Some(history.known()), &[]);
         history.take(Wall(0), reading, &mut Events::default())
     }
 

@@ -270,7 +270,9 @@ impl Sessions {
             Err(refusal) => return self.refuse(now, request, &refusal, out),
         };
         recording.dialog.refresh(request.message);
-        if let Err(refusal) = self.admit_metadata(request.at, key, content.metadata, out) {
+        if let Err(refusal) =
+            self.admit_metadata(request.at, key, content.metadata, content.sdp.as_ref(), out)
+        {
             return self.refuse(now, request, &refusal, out);
         }
         if request.checked.method == Method::Update && content.sdp.is_none() {
@@ -348,7 +350,7 @@ impl Sessions {
         let Some(source) = self.slots.get(key).map(|recording| recording.source) else { return };
         let address = self.media_address(source);
         let local_tag = request.checked.to_tag.unwrap_or_default();
-        let said = self.slots.get(key).and_then(|recording| recording.history.base());
+        let said = self.slots.get(key).map(|recording| recording.history.current());
         let ok = self.ok(request, local_tag, agreed, Some(&session.answer), said);
         let pending = Pending { offers, ..pending(now, request, agreed, ok) };
         if added == 0 && removed.is_empty() {

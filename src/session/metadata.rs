@@ -14,8 +14,8 @@ use crate::clock::{Mono, Now, Wall};
 use crate::counters::RefuseCause;
 use crate::limits::{ANSWER_BYTES_WANTED, ANSWER_METADATA_MAX, SNAPSHOT_INTERVAL, SNAPSHOT_REQUESTS_MAX};
 use crate::proto::manifest::{Event, EventKind};
-use crate::proto::metadata::{Findings, Media, Metadata, Mode, write};
-use crate::proto::sdp::Offer;
+use crate::proto::metadata::{Findings, Known, Media, Metadata, Mode, write};
+use crate::proto::sdp::{self, Offer};
 use crate::proto::sip::{Message, RequestBuilder};
 
 /// Asking for a snapshot (RFC 7866 §9.2): once for each need, not too often, and only who allows UPDATE.
@@ -72,6 +72,7 @@ pub fn read_metadata(bodies: Vec<Bytes>, offer: &Offer) -> Vec<Reading> {
     let mut readings: Vec<Reading> = Vec::with_capacity(bodies.len());
     for body in bodies {
         let known = readings.iter().rev().find_map(Reading::metadata);
+        let known = known.map(|metadata| Known { metadata, complete: metadata.mode == Mode::Complete });
         readings.push(Reading::new(body, known, &media));
     }
     readings
@@ -110,18 +111,25 @@ impl Sessions {
         files
     }
 
-    /// Metadata of a request in the dialog that can be refused for it.
+    /// Metadata of a request in the dialog that can be refused for it. Its labels are those of the offer that it came with, if it
+    /// came with one.
     pub(super) fn admit_metadata(
         &mut self,
         at: Wall,
         key: RecordingKey,
         bodies: Vec<Bytes>,
+        sdp: Option<&Bytes>,
         out: &mut Vec<Command>,
     ) -> Result<(), Refusal> {
+        // What cannot be read is refused by whoever needs it.
+        let offer = sdp.filter(|_| !bodies.is_empty()).and_then(|sdp| sdp::parse(sdp).ok());
         let mut result = Ok(());
         for body in bodies {
             let Some(recording) = self.slots.get(key) else { return result };
-            let reading = recording.read_metadata(body);
+            let reading = match &offer {
+                Some(offer) => Reading::new(body, Some(recording.history.known()), &media(offer)),
+                None => recording.read_metadata(body),
+            };
             let objection = self.objection(&reading);
             let reading = if objection.is_some() { reading.refuse() } else { reading };
             self.file(at, key, reading, out);
@@ -140,7 +148,7 @@ impl Sessions {
         bodies: Vec<Bytes>,
         out: &mut Vec<Command>,
     ) -> Result<(), String> {
-        self.admit_metadata(at, key, bodies, out).map_err(|refusal| refusal.why.into_owned())
+        self.admit_metadata(at, key, bodies, None, out).map_err(|refusal| refusal.why.into_owned())
     }
 
     fn file(&mut self, at: Wall, key: RecordingKey, reading: Reading, out: &mut Vec<Command>) {

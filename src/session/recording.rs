@@ -359,13 +359,13 @@ impl Recording {
         }
     }
 
-    /// Reads one body of metadata against what holds.
+    /// Reads one body of metadata that came without an offer, against what holds.
     pub fn read_metadata(&self, body: Bytes) -> Reading {
         let MediaSession { lines, streams, .. } = &self.session;
         let label = |index: u8| streams[usize::from(index)].offered_label.as_deref();
         let media: Vec<Media> =
             lines.iter().map(|line| Media { label: line.and_then(label), used: line.is_some() }).collect();
-        Reading::new(body, self.history.base(), &media)
+        Reading::new(body, Some(self.history.known()), &media)
     }
 
     /// Takes one body of metadata in; what it changes is among the events.

@@ -218,7 +218,7 @@ impl Sessions {
         }
         match content(request.message, request.bytes) {
             Ok(content) => {
-                if let Err(refusal) = self.admit_metadata(request.at, key, content.metadata, out) {
+                if let Err(refusal) = self.admit_metadata(request.at, key, content.metadata, None, out) {
                     return self.refuse(now, request, &refusal, out);
                 }
             }

@@ -8,10 +8,10 @@ use std::borrow::Cow;
 use super::client::{self, Asker, Purpose};
 use super::recording::{Pending, Phase};
 use super::transaction::{Resend, TransactionId};
-use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, id};
+use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, Transport, id};
 use crate::clock::{Now, Wall};
 use crate::counters::RefuseCause;
-use crate::limits::{EXPLAINED_FINDINGS_MAX, RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
+use crate::limits::{ANSWER_BYTES_WANTED, EXPLAINED_FINDINGS_MAX, RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
 use crate::proto::metadata::{Finding, Findings};
 use crate::proto::sip::{Checked, Message, Method, RequestBuilder, ResponseBuilder, reason_phrase, response};
 
@@ -143,8 +143,7 @@ impl Sessions {
 
     pub(super) fn refuse(&mut self, now: Now, request: &Request, refusal: &Refusal, out: &mut Vec<Command>) {
         let tag = self.stateless_tag(request.bytes);
-        let response = self.build(request.message, refusal.code, Some(&tag), request.flow);
-        let bytes = refusal.apply(response, self.rules.explain_refusals).finish();
+        let bytes = self.refusal(request.message, &tag, request.flow, refusal);
         if request.checked.method == Method::Invite {
             self.note_refusal(
                 refusal,
@@ -154,6 +153,15 @@ impl Sessions {
             );
         }
         self.respond(now, request, refusal.code, bytes, out);
+    }
+
+    /// It explains itself where this is asked for, and on UDP only as far as it fits one packet.
+    fn refusal(&self, message: &Message, tag: &str, flow: Flow, refusal: &Refusal) -> Bytes {
+        let bytes =
+            |explain| refusal.apply(self.build(message, refusal.code, Some(tag), flow), explain).finish();
+        let fits = |bytes: &Bytes| flow.transport != Transport::Udp || bytes.len() <= ANSWER_BYTES_WANTED;
+        let explained = self.rules.explain_refusals.then(|| bytes(true)).filter(fits);
+        explained.unwrap_or_else(|| bytes(false))
     }
 
     /// The final response to an INVITE or UPDATE that had to wait and is refused after all.
@@ -170,8 +178,7 @@ impl Sessions {
             true => Message::parse_framed(&pending.request),
         };
         let (Ok(message), Some(recording)) = (parsed, self.slots.get(key)) else { return };
-        let response = self.build(&message, refusal.code, Some(&recording.dialog.local_tag), pending.flow);
-        let bytes = refusal.apply(response, self.rules.explain_refusals).finish();
+        let bytes = self.refusal(&message, &recording.dialog.local_tag, pending.flow, refusal);
         let (call_id, initial) = (recording.dialog.call_id.clone(), !recording.established());
         self.note_refusal(refusal, &call_id, pending.flow, initial);
         self.respond_pending(now, key, pending, refusal.code, bytes, out);

@@ -255,8 +255,9 @@ fn missing<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::fixtures::invite;
+    use crate::proto::fixtures::{invite, invites};
     use crate::proto::metadata::parse;
+    use proptest::prelude::*;
 
     fn recording(content: &str) -> Metadata {
         parse(
@@ -362,6 +363,45 @@ mod tests {
         assert_eq!(told(&before, &after_partial(&before, update)), ["session_ended s E done"]);
         let update = "<sessionrecordingassoc session_id='s'><disassociate-time>F</disassociate-time></sessionrecordingassoc>";
         assert_eq!(told(&before, &after_partial(&before, update)), ["session_ended s F"]);
+    }
+
+    #[test]
+    fn all_that_a_body_can_hold_is_compared_quickly() {
+        let content = |prefix: &str| -> String {
+            (0..2_000)
+                .map(|n| format!("<participant participant_id='{prefix}{n}'/><participantstreamassoc participant_id='{prefix}{n}'><send>{n}</send></participantstreamassoc>"))
+                .collect()
+        };
+        let (before, after) = (recording(&content("p")), recording(&content("q")));
+        #[allow(clippy::disallowed_methods)]
+        let start = std::time::Instant::now();
+        assert_eq!(told(&before, &after).len(), 4 * 2_000);
+        assert!(start.elapsed() < std::time::Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+
+    proptest! {
+        /// Going back undoes: whoever joined has left, whatever began has ended.
+        #[test]
+        fn there_and_back(a in 0usize..12, b in 0usize..12) {
+            let said = |which: usize| parse(&invites().nth(which).unwrap().metadata()).unwrap().metadata;
+            let count = |from: &Metadata, to: &Metadata, kind: EventKind| {
+                let mut count = 0;
+                changes(from, to, Wall(0), &mut |event| count += usize::from(event.kind == kind));
+                count
+            };
+            let (a, b) = (said(a), said(b));
+            for (began, ended) in [
+                (EventKind::ParticipantJoined, EventKind::ParticipantLeft),
+                (EventKind::SessionStarted, EventKind::SessionEnded),
+                (EventKind::StreamStarted, EventKind::StreamEnded),
+                (EventKind::SendStarted, EventKind::SendStopped),
+                (EventKind::ReceiveStarted, EventKind::ReceiveStopped),
+                (EventKind::GroupStarted, EventKind::GroupEnded),
+            ] {
+                prop_assert_eq!(count(&a, &b, began), count(&b, &a, ended));
+            }
+            prop_assert!(told(&a, &a).is_empty());
+        }
     }
 
     #[test]

@@ -73,12 +73,19 @@ pub fn unreadable(error: MetadataError) -> Findings {
     findings
 }
 
-/// Looks at one body. `known` is what was said before, to which a partial body may refer; `None`: there was nothing. `media` are
-/// the m-lines that its labels are about; none: there was no offer.
-pub fn check(body: &Body, known: Option<&Metadata>, media: &[Media<'_>]) -> Findings {
+/// What was said before a body, to which a partial one may refer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known<'a> {
+    pub metadata: &'a Metadata,
+    /// There was a complete body.
+    pub complete: bool,
+}
+
+/// Looks at one body. `media` are the m-lines that its labels are about; none: there was no offer.
+pub fn check(body: &Body, known: Option<Known<'_>>, media: &[Media<'_>]) -> Findings {
     let empty = Metadata::default();
     let partial = body.metadata.mode == Mode::Partial;
-    let base = known.filter(|_| partial).unwrap_or(&empty);
+    let base = known.filter(|_| partial).map_or(&empty, |known| known.metadata);
     let mut checker = Checker {
         partial,
         said: Elements::new(&body.metadata),
@@ -86,7 +93,7 @@ pub fn check(body: &Body, known: Option<&Metadata>, media: &[Media<'_>]) -> Find
         findings: Findings::default(),
     };
     checker.form(&body.form);
-    if partial && known.is_none() {
+    if partial && !known.is_some_and(|known| known.complete) {
         checker.found(Code::WithoutBase, || ("datamode".into(), "partial".into()));
     }
     checker.ids(&body.metadata);
@@ -396,8 +403,7 @@ fn inside(kind: &str, id: &str, child: &str) -> String {
 /// What is wrong with an address of record, if anything is.
 fn judge_aor(aor: &str) -> Option<Code> {
     let clean = !aor.bytes().any(|byte| byte <= b' ' || b"<>\"".contains(&byte));
-    let scheme =
-        aor.split_once(':').map(|(scheme, rest)| (scheme, rest)).filter(|(scheme, _)| is_scheme(scheme));
+    let scheme = aor.split_once(':').filter(|(scheme, _)| is_scheme(scheme));
     let Some((scheme, rest)) = scheme.filter(|_| clean) else { return Some(Code::AorSyntax) };
     if scheme.eq_ignore_ascii_case("sip") || scheme.eq_ignore_ascii_case("sips") {
         let valid = SipUri::parse(aor).is_some_and(|uri| !uri.host.is_empty());
@@ -643,7 +649,9 @@ mod tests {
         let update = body(
             "<datamode>partial</datamode><participant participant_id='p'/><stream stream_id='t'/><stream stream_id='u' session_id='s'><label>2</label></stream><participantstreamassoc participant_id='p'><send>u</send></participantstreamassoc>",
         );
-        assert!(check(&update, Some(&known), &[]).is_empty());
+        let said = |complete| check(&update, Some(Known { metadata: &known, complete }), &[]);
+        assert!(said(true).is_empty());
+        assert_eq!(codes(&said(false)), ["metadata.datamode.partial-without-base 1"]);
         let alone = check(&update, None, &[]);
         assert_eq!(alone.iter().next().unwrap().code, Code::WithoutBase);
         assert!(alone.iter().any(|finding| finding.code == Code::StreamSessionUnknown));

@@ -11,7 +11,7 @@ mod reader;
 pub mod time;
 pub mod write;
 
-pub use check::{Findings, Media, check, unreadable};
+pub use check::{Findings, Known, Media, check, unreadable};
 pub use code::{Code, Finding, Severity};
 pub use reader::{Body, Form, parse};
 

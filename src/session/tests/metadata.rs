@@ -156,6 +156,34 @@ fn strict_ends_a_session_that_cannot_be_refused() {
     assert_eq!(manifest(&out).end_cause.as_deref(), Some("bad_metadata"));
 }
 
+/// A re-INVITE that adds an m-line says whose it is in the same message.
+#[test]
+fn labels_are_those_of_the_offer_that_comes_with_them() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("c");
+    let offer = format!("{OFFER}m=audio 30000 RTP/AVP 0\na=sendonly\na=label:3\n");
+    let added = "<stream stream_id=\"t\" session_id=\"hVpd7YQgRW2nD22h7q60JQ==\"><label>3</label></stream></recording>";
+    let body = multipart(&offer, &METADATA.replace("</recording>", added));
+    r.udp(message("INVITE", "c", &tag, 2, &format!("{SRC}Content-Type: {MULTIPART}\n"), &body));
+    assert_eq!((r.found(Code::LabelUnknown), r.found(Code::LineUndescribed)), (0, 0));
+    r.update("c", &tag, 3, &METADATA.replace("<label>1<", "<label>7<"));
+    assert_eq!(r.found(Code::LabelUnknown), 1);
+}
+
+#[test]
+fn an_explanation_that_does_not_fit_a_packet_is_left_out() {
+    let mut r = Recorder::strict();
+    r.sessions.rules.explain_refusals = true;
+    let long = METADATA.replace("srfBElmCRp2QB23b7Mpk0w==", &"é".repeat(500));
+    let lines = format!("{SRC}Subject: {}\nContent-Type: {MULTIPART}\n", "x".repeat(300));
+    let call_id = "c".repeat(700);
+    let refused =
+        only(&r.udp(invite_with(&call_id, &lines, &multipart(OFFER, &long.replace("aor=", "no=")))));
+    assert!(refused.starts_with("SIP/2.0 488 "), "{refused}");
+    assert_eq!(field(&refused, "Content-Length"), Some("0"));
+    assert!(field(&refused, "Warning").unwrap().contains("metadata.participant.missing-aor"), "{refused}");
+}
+
 #[test]
 fn changes_are_events_in_their_order() {
     let mut r = Recorder::new(4, 4);
