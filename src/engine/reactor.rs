@@ -304,7 +304,11 @@ impl Reactor {
                     self.recordings.handed_over(&mut self.ring, handover, self.clock.now)?;
                 }
                 Ok(Letter::Identity(config)) => self.tcp.renew(config),
-                Ok(Letter::Stop) => self.clock.stop_at = Some(self.clock.now.mono + limits::STOP_GRACE),
+                Ok(Letter::Stop) => {
+                    let Reactor { ring, tcp, outbox, clock, .. } = self;
+                    clock.stop_at = Some(clock.now.mono + limits::STOP_GRACE);
+                    tcp.close(clock.now.mono, ring, &mut outbox.arrivals)?;
+                }
                 Err(_) => break,
             }
         }

@@ -177,8 +177,11 @@ impl Connections {
         if secure && !self.handshakes.take(now) {
             return Err(ConnectionRefusal::HandshakeRate);
         }
-        let config = self.tls.clone().filter(|_| secure);
-        let tls = config.map(Tls::new).transpose().map_err(|_| ConnectionRefusal::Accept)?;
+        let tls = match (secure, &self.tls) {
+            (false, _) => None,
+            (true, Some(config)) => Some(Tls::new(config.clone()).map_err(|_| ConnectionRefusal::Accept)?),
+            (true, None) => return Err(ConnectionRefusal::Accept),
+        };
         self.census.enter(peer.ip())?;
         self.free.pop();
         let _ = socket.set_tcp_nodelay(true);
@@ -273,6 +276,19 @@ impl Connections {
         let Some(connection) = current(&mut self.slots, key.slot, key.generation) else { return Ok(()) };
         connection.close(end, now);
         self.settle(key.slot, key.generation, ring, out)
+    }
+
+    /// Closes all that are open once what is queued on them is sent: nothing more will be.
+    pub fn close(&mut self, now: Mono, ring: &mut Ring, out: &mut Vec<Arrival>) -> io::Result<()> {
+        for slot in 0..self.slots.len() as u32 {
+            let Slot { generation, connection: Some(connection) } = &mut self.slots[slot as usize] else {
+                continue;
+            };
+            let generation = *generation;
+            connection.close(ConnectionEnd::Asked, now);
+            self.settle(slot, generation, ring, out)?;
+        }
+        Ok(())
     }
 
     /// Closes connections that make no progress, lets listeners try again.

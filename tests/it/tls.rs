@@ -179,7 +179,12 @@ fn tls_1_2_and_1_3_are_spoken_and_nothing_older() {
     let closed: u64 =
         wire["connections_closed"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
     assert_eq!(number(wire, "tcp_accepted"), closed);
+    // Whoever is connected at the end is told that nothing more will come (RFC 8446 §6.1).
+    let mut last = Client::connect(&ca.path("ca.pem"), address, &[]);
+    last.answered(1);
     recorder.stop();
+    let said = last.refused();
+    assert!(!said.contains("unexpected eof"), "{said}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Place calls and send their media (what is done without a command)
-    Run(RunArguments),
+    Run(Box<RunArguments>),
     /// Read recordings back and prove, packet by packet, that what was sent is there
     Verify {
         /// Directory of the recordings
@@ -62,7 +62,7 @@ enum Progress {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome = match cli.command.unwrap_or(Command::Run(cli.run)) {
+    let outcome = match cli.command.unwrap_or(Command::Run(Box::new(cli.run))) {
         Command::Run(arguments) => run(&arguments),
         Command::Verify { dir, json } => verify(&dir, json),
     };

@@ -198,6 +198,8 @@ impl Records {
 mod tests {
     use super::*;
     use crate::engine::tls::identity::tests::{client, paper};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
 
     /// Everything that one end has for the other goes there, in slices of `size` bytes, until both are silent.
     fn talk(server: &mut Tls, client: &mut rustls::ClientConnection, size: usize) -> Result<Vec<u8>, Broken> {
@@ -263,6 +265,25 @@ mod tests {
         };
         assert_eq!(cause(b"OPTIONS sip:srs@192.0.2.1 SIP/2.0\r\n"), HandshakeFailure::NotTls);
         assert_eq!(cause(&[22, 3, 1, 0, 4, 9, 9, 9, 9]), HandshakeFailure::Protocol);
+    }
+
+    /// Whatever comes: an error or silence, what is kept bounded by what came.
+    #[test]
+    fn noise_is_refused() {
+        let config = paper(&["srs.example.com"]).config();
+        let (mut rng, mut refused) = (StdRng::seed_from_u64(1), 0);
+        for round in 0..1_000 {
+            let mut server = Tls::new(config.clone()).unwrap();
+            let length = rng.random_range(0..2_000usize);
+            let kind = if round % 2 == 0 { 22 } else { rng.random_range(20..=24) };
+            let mut wire = vec![kind, 3, rng.random_range(0..5), (length >> 8) as u8, length as u8, 1, 0];
+            wire.extend((0..length).map(|_| rng.random::<u8>()));
+            let mut plain = Vec::new();
+            refused += usize::from(wire.chunks(700).any(|slice| server.receive(slice, &mut plain).is_err()));
+            assert!(plain.is_empty() && server.handshaking());
+            assert!(server.wire().is_none_or(|alert| alert.len() < 64), "an alert, if anything");
+        }
+        assert!(refused > 500, "{refused}");
     }
 
     #[test]

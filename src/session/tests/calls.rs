@@ -332,6 +332,42 @@ fn a_drain_does_not_speak_to_a_connection_that_is_gone() {
     r.call_over(tcp(), "a");
     r.event(Event::Disconnected { reactor: 1, connection: tcp().connection.unwrap() });
     assert_eq!(kinds(&r.event(Event::Drain { grace: Duration::ZERO })), ["Close"]);
+    assert_eq!(r.counters.byes_unsent.get(), 1);
+}
+
+#[test]
+fn a_bye_finds_the_newer_connection_of_its_src() {
+    let mut r = Recorder::new(10, 10);
+    r.call_over(tcp(), "a");
+    let connection = Some(ConnectionKey { slot: 5, generation: 0 });
+    let newer = Flow { connection, peer: "198.51.100.1:40001".parse().unwrap(), ..tcp() };
+    r.receive(newer, message("OPTIONS", "b", "", 1, "", ""));
+    r.event(Event::Disconnected { reactor: 1, connection: tcp().connection.unwrap() });
+    let out = r.event(Event::Drain { grace: Duration::ZERO });
+    let bye = out.iter().find_map(|command| match command {
+        Command::Send { flow, bytes } if bytes.starts_with(b"BYE ") => Some(*flow),
+        _ => None,
+    });
+    assert_eq!(bye, Some(newer));
+    assert_eq!(r.counters.byes_unsent.get(), 0);
+}
+
+#[test]
+fn who_proved_to_be_behind_a_connection_is_in_the_manifest() {
+    let mut r = Recorder::new(10, 10);
+    let flow = Flow { transport: Transport::Tls, ..tcp() };
+    let names = vec!["DNS:src.example.com".to_owned()];
+    let certificate = Arc::new(PeerCertificate { names, sha256: "00".into() });
+    r.event(Event::Secured { flow, certificate: certificate.clone() });
+    let (_, tag) = r.call_over(flow, "a");
+    let manifest = manifest(&r.receive(flow, bye("a", &tag, 2))).clone();
+    assert_eq!(
+        (manifest.sip.transport.as_str(), manifest.sip.peer_certificate),
+        ("tls", Some((*certificate).clone()))
+    );
+    let notices = r.sessions.take_notices();
+    let told = |notice: &Notice| matches!(notice, Notice::Started { certificate: Some(told), .. } if *told == certificate);
+    assert!(notices.iter().any(told), "{notices:?}");
 }
 
 #[test]
