@@ -167,6 +167,9 @@ impl Connection {
             (self.last, self.spoken) = (now, true);
         }
         let Ok(progress) = self.cut(bytes, heard) else {
+            if let Some(refusal) = self.framer.refusal(self.peer) {
+                self.send(refusal, now);
+            }
             return self.close(ConnectionEnd::Unframeable, now);
         };
         self.unfinished_since = match (self.unfinished(), progress > 0) {
@@ -474,6 +477,15 @@ mod tests {
         assert_eq!(end(&[REQUEST], idle + second), Some(ConnectionEnd::Idle));
         assert_eq!(end(&[b"\r\n\r\n"], idle), None);
         assert_eq!(end(&[b"\x16\x03\x01"], Duration::ZERO), Some(ConnectionEnd::Unframeable));
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_is_answered_before_the_end() {
+        let (mut connection, _peer) = connection();
+        let head = b"INVITE sip:a@b SIP/2.0\r\nVia: SIP/2.0/TCP h\r\nContent-Length: 9999999\r\n\r\n";
+        hear(&mut connection, head, BEGUN);
+        assert!(drain(&mut connection).starts_with(b"SIP/2.0 413 "));
+        assert_eq!(connection.dead(), Some(ConnectionEnd::Unframeable));
     }
 
     #[test]

@@ -280,6 +280,118 @@ fn a_reinvite_adds_holds_and_removes_streams() {
     recorder.stop();
 }
 
+/// UPDATE and INFO change what is recorded, and are answered without an ACK.
+#[test]
+fn updates_and_infos() {
+    let mut recorder = Recorder::start();
+    for mut call in [Call::udp(recorder.udp), Call::tcp(recorder.tcp)] {
+        let ports = call.establish();
+        let ask = |call: &mut Call, method: &str, content_type: &str, body: &str| {
+            call.cseq += 1;
+            let text = call.request(method, &format!("Content-Type: {content_type}\r\n"), body);
+            call.wire.send(text);
+            call.wire.final_response(method)
+        };
+        let metadata = crate::src::metadata("update", ["1"].into_iter());
+        let bare = ask(&mut call, "UPDATE", "application/rs-metadata", &metadata);
+        assert_eq!((bare.code(), bare.body.as_str()), (200, ""));
+        call.lines.push(Line { port: 40_004, ..PCMU.label("3") });
+        let sdp = call.sdp();
+        let offer = ask(&mut call, "UPDATE", "application/sdp", &sdp);
+        assert_eq!((offer.code(), &offer.ports()[..2]), (200, &ports[..]));
+        let mut third = crate::media::Leg::new(recorder.udp.ip(), offer.ports()[2], 3);
+        let before = number(&recorder.stats()["media"], "received_packets");
+        third.burst(5);
+        recorder.stats_when("packets are received", |stats| {
+            number(&stats["media"], "received_packets") == before + 5
+        });
+        let metadata = crate::src::metadata("info", ["3"].into_iter());
+        assert_eq!(ask(&mut call, "INFO", "application/rs-metadata+xml", &metadata).code(), 200);
+        assert_eq!(ask(&mut call, "INFO", "application/dtmf-relay", "Signal=5\r\n").code(), 200);
+        call.hang_up();
+    }
+    for recording in recorder.committed(2) {
+        recording.check_whole();
+        assert_eq!(recording.stream("3")["packets"], 5);
+        assert_eq!(recording.manifest["metadata"].as_array().unwrap().len(), 3);
+    }
+    recorder.stop();
+}
+
+/// A phone that forks its media: no offer, no mark of SIPREC, and its answer in the ACK.
+#[test]
+fn an_invite_without_an_offer() {
+    let mut recorder = Setup::new().flag("--empty-invite", "on").start();
+    let mut call = Call::udp(recorder.udp);
+    let invite = call.request("INVITE", "", "").replace(";+sip.src", "");
+    call.wire.send(invite);
+    let offer = call.wire.final_response("INVITE");
+    assert_eq!((offer.code(), offer.media()[0].direction.as_str()), (200, "recvonly"));
+    call.remote_tag = Some(crate::src::tag(&offer));
+    call.lines.truncate(1);
+    let sdp = call.sdp();
+    let ack = call.request("ACK", "Content-Type: application/sdp\r\n", &sdp);
+    call.wire.send(ack);
+    let mut leg = crate::media::Leg::new(recorder.udp.ip(), offer.ports()[0], 1);
+    leg.burst(5);
+    recorder.stats_when("packets are received", |stats| stats["media"]["received_packets"] == 5);
+    call.hang_up();
+    let recording = recorder.recording();
+    recording.check_whole();
+    assert_eq!(
+        (&recording.stream("1")["packets"], &recording.stream("1")["codec"]),
+        (&5.into(), &"PCMU".into())
+    );
+    assert_eq!(recorder.stats()["sip"]["answers_missing"], 0);
+    recorder.stop();
+}
+
+#[test]
+fn refusals_where_the_rfcs_put_them() {
+    let mut recorder = Setup::new().flag("--min-se", "600").flag("--session-expires", "1h").start();
+    let siprec = |call: &Call, fields: &str| {
+        let fields = format!("Require: siprec\r\nContent-Type: {}\r\n{fields}", crate::src::MULTIPART);
+        call.request("INVITE", &fields, &call.body())
+    };
+    let one = || Call::tcp(recorder.tcp);
+    let refused = |mut call: Call, text: String| {
+        call.wire.send(text);
+        call.wire.final_response("INVITE")
+    };
+    let call = one();
+    let text = siprec(&call, "Supported: timer\r\nSession-Expires: 90\r\n");
+    let interval = refused(call, text);
+    assert_eq!((interval.code(), interval.header("Min-SE")), (422, Some("600")));
+    let call = one();
+    let text = siprec(&call, "").replacen("sip:srs@", "urn:srs@", 1);
+    assert_eq!(refused(call, text).code(), 416);
+    let call = one();
+    let text = siprec(&call, "").replacen("SIP/2.0", "SIP/4.0", 1);
+    assert_eq!(refused(call, text).code(), 505);
+    // What is too large is answered, and its connection ends.
+    for (fields, code) in
+        [("X: y\r\n".repeat(12_000), 513), ("Content-Length: 999999\r\nX: ".to_owned(), 413)]
+    {
+        let mut call = one();
+        let text = siprec(&call, &fields);
+        call.wire.send(text);
+        assert_eq!(call.wire.receive().code(), code);
+        assert!(call.wire.closed());
+    }
+    // An SRC that knows of timers is told what is asked of it.
+    let mut call = Call::udp(recorder.udp);
+    let text = siprec(&call, "Supported: timer\r\n");
+    call.wire.send(text);
+    let ok = call.wire.final_response("INVITE");
+    assert_eq!(ok.header("Session-Expires"), Some("3600;refresher=uas"));
+    assert_eq!(ok.header("Require"), Some("timer"));
+    call.remote_tag = Some(crate::src::tag(&ok));
+    call.ack();
+    call.hang_up();
+    assert_eq!(recorder.stats()["sessions"]["refused"]["session_interval"], 1);
+    recorder.stop();
+}
+
 #[test]
 fn updates_of_the_metadata_without_an_offer() {
     let mut recorder = Recorder::start();

@@ -2,8 +2,12 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use std::hash::{DefaultHasher, Hasher};
+use std::net::SocketAddr;
+
 use super::lexical;
-use super::message::{self, HeadScan, Header};
+use super::message::{self, HeadScan, Header, Message};
+use super::write::response;
 use crate::limits;
 
 /// Why a stream can no longer be cut into messages. The connection has to be closed.
@@ -97,6 +101,33 @@ impl Framer {
             Some(b'\r' | b'\n') => 0,
             _ => self.buffer.len(),
         }
+    }
+
+    /// The answer to the request at which it has failed, for `peer`, before the connection is closed (RFC 3261 §21.4.11): 413
+    /// where its body is too large, 513 where its header is, 400 where nobody can tell its length. `None`: what came is no
+    /// request, or not enough of one.
+    pub fn refusal(&self, peer: SocketAddr) -> Option<Bytes> {
+        let failed = self.failed?;
+        let (code, most) = match failed {
+            Unframeable::BodyTooLarge => (413, Some(limits::SIP_BODY_MAX)),
+            Unframeable::HeadTooLarge => (513, Some(limits::SIP_HEAD_MAX)),
+            Unframeable::NoContentLength | Unframeable::BadContentLength => (400, None),
+            Unframeable::NotSip | Unframeable::Overrun | Unframeable::MixedLineEnds => return None,
+        };
+        let begun = &self.buffer[..self.buffer.len().min(limits::SIP_HEAD_MAX - 2)];
+        let lines = memchr::memrchr(b'\n', begun)? + 1;
+        let head = [&begun[..lines], b"\r\n"].concat();
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&head);
+        let tag = format!("{:016x}", hasher.finish());
+        let refusal = response(&Message::salvage(&head)?, code, Some(&tag), peer);
+        let refusal = match most {
+            Some(most) => {
+                refusal.header("Warning", format!("399 sipreel \"{}: at most {most} bytes\"", failed.text()))
+            }
+            None => refusal.reason(failed.text()),
+        };
+        Some(refusal.finish())
     }
 
     fn cut(&mut self) -> Result<Option<Frame>, Unframeable> {
@@ -276,6 +307,37 @@ mod tests {
         assert_eq!(framer.next(), Err(Unframeable::HeadTooLarge));
         assert_eq!(framer.next(), Err(Unframeable::HeadTooLarge), "for good");
         assert_eq!(framer.push(b"x"), Err(Unframeable::HeadTooLarge));
+    }
+
+    #[test]
+    fn what_cannot_be_cut_is_refused() {
+        let peer = "192.0.2.1:5070".parse().unwrap();
+        let refusal = |text: &str| {
+            let mut framer = Framer::new();
+            framer.push(text.as_bytes()).ok()?;
+            framer.next().unwrap_err();
+            framer.refusal(peer).map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
+        };
+        let begin = "INVITE sip:a@b SIP/2.0\r\nv: SIP/2.0/TCP h;branch=z9hG4bK1\r\nt: <sip:a@b>\r\nCSeq: 1 INVITE\r\n";
+        let large = refusal(&format!("{begin}l: 524289\r\n\r\n")).unwrap();
+        assert!(large.starts_with("SIP/2.0 413 Request Entity Too Large\r\nVia: SIP/2.0/TCP h;"), "{large}");
+        assert!(
+            large.contains("\"body too large: at most 524288 bytes\"") && large.contains("CSeq: 1 INVITE"),
+            "{large}"
+        );
+        let long = refusal(&format!("{begin}X: {}", "x".repeat(limits::SIP_HEAD_MAX))).unwrap();
+        assert!(long.starts_with("SIP/2.0 513 Message Too Large\r\n"), "{long}");
+        let lines = refusal(&format!("{begin}{}", "X: y\r\n".repeat(limits::SIP_HEAD_MAX / 6))).unwrap();
+        assert!(lines.starts_with("SIP/2.0 513 "), "{lines}");
+        let unknown = refusal(&format!("{begin}\r\n")).unwrap();
+        assert!(unknown.starts_with("SIP/2.0 400 no Content-Length\r\n"), "{unknown}");
+        for nobody in [
+            "\u{16}\u{3}",
+            &*format!("ACK{}l: 524289\r\n\r\n", &begin[6..]),
+            "GET / HTTP/1.1\r\nHost: h\r\n\r\n",
+        ] {
+            assert_eq!(refusal(nobody), None, "{nobody:?}");
+        }
     }
 
     #[test]
