@@ -13,8 +13,11 @@ use sipreel::clock::{Mono, Now, Wall};
 use sipreel::counters::SessionCounters;
 use sipreel::proto::manifest::Format;
 use sipreel::session::id::Id;
-use sipreel::session::table::{Snapshot, State, Table};
-use sipreel::session::{Command, Event, Flow, PortPair, RecordingKey, Rules, Sessions, Terms, Transport};
+use sipreel::session::state::State;
+use sipreel::session::table::{Snapshot, Table};
+use sipreel::session::{
+    Command, Ends, Event, Flow, PortPair, RecordingKey, Rules, Sessions, Terms, Transport,
+};
 
 const NOW: Now = Now { mono: Mono(1_000_000_000), wall: Wall(1_795_336_245_000_000_000) };
 
@@ -59,6 +62,8 @@ impl Calls {
             answer_metadata: false,
             product: "sipreel/bench".to_owned(),
             terms: Terms::default(),
+            instance: 0,
+            ends: Ends::default(),
         };
         let (counters, table) = (Arc::new(SessionCounters::default()), Arc::new(Table::new(SESSIONS)));
         let sessions = Sessions::new(rules, counters, table, StdRng::seed_from_u64(1));
@@ -96,7 +101,7 @@ impl Calls {
         self.receive(tagged(messages.bye));
         assert!(matches!(self.out.last(), Some(Command::Close(_))));
         self.handle(Event::Closed { key: open.key });
-        self.handle(Event::Committed { id: String::new(), incomplete: false });
+        self.handle(Event::Committed { id: String::new(), path: String::new(), incomplete: false });
         self.now = Now { mono: self.now.mono + PACE, wall: Wall(self.now.wall.0 + PACE.as_nanos() as u64) };
         self.out.clear();
         self.sessions.timeout(self.now, &mut self.out);
@@ -162,8 +167,11 @@ fn table(c: &mut Criterion) {
         id: Id(1),
         call_id: "a84b4c76e66710@pc33.atlanta.example.com".to_owned(),
         peer: "198.51.100.1:5060".parse().unwrap(),
-        state: State::Established,
+        state: State::Active,
         start: NOW.wall,
+        updated: NOW.wall,
+        last_signalling: NOW.wall,
+        last_media: None,
         streams: 2,
     };
     c.bench_function("table/publish", |b| b.iter(|| table.publish(black_box(&snapshot))));

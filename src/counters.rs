@@ -104,6 +104,35 @@ causes! {
         OpenFailed = "open_failed",
         OpenTimeout = "open_timeout",
         Cancelled = "cancelled",
+        Operator = "operator",
+    }
+}
+
+causes! {
+    /// Why an established session ended: `end_cause` in the manifest.
+    EndCause {
+        /// The SRC said so.
+        Bye = "bye",
+        /// No ACK for a 200 in 32 s (RFC 3261 §13.3.1.4).
+        AckTimeout = "ack_timeout",
+        /// No refresh in the time agreed (RFC 4028 §10).
+        SessionExpired = "session_expired",
+        /// A refresh of ours got no answer, or one that ends the dialog (RFC 4028 §10).
+        RefreshFailed = "refresh_failed",
+        /// The ACK had no answer to our offer (RFC 3261 §13.2.2.4).
+        NoAnswer = "no_answer",
+        /// No packet on any stream for `--media-timeout`, while some was to be expected.
+        MediaTimeout = "media_timeout",
+        /// The connection is gone and nothing was heard for `--transport-timeout`.
+        TransportLost = "transport_lost",
+        /// It lasted for `--max-duration`.
+        MaxDuration = "max_duration",
+        /// Metadata came that `--strict-siprec` refuses, in a message that cannot be refused.
+        BadMetadata = "bad_metadata",
+        /// `sipreel end`.
+        Operator = "operator",
+        /// The recorder was stopped.
+        Drain = "drain",
     }
 }
 
@@ -262,13 +291,28 @@ impl Default for ReactorCounters {
     }
 }
 
+/// What was left by recorders that died. The thread that finishes it is the only writer.
+#[derive(Debug, Default)]
+pub struct RecoveryCounters {
+    /// Found and not yet looked at.
+    pub recovering: Counter,
+    pub recovered: Counter,
+    /// Left as they are.
+    pub failed: Counter,
+}
+
 /// What the control plane counts. The control thread is the only writer.
 #[derive(Debug)]
 pub struct SessionCounters {
     pub active: Counter,
+    /// Of these, those whose every stream is held.
+    pub paused: Counter,
     /// Recording sessions answered 200.
     pub total: Counter,
     pub refused: [Counter; RefuseCause::COUNT],
+    pub ended: [Counter; EndCause::COUNT],
+    /// Transitions of a session that its state does not allow: an answer of the engine that came twice or too late.
+    pub transitions_refused: Counter,
     /// Requests by method, in the order of `proto::sip::Method::ALL`.
     pub requests: [Counter; 16],
     /// Responses sent, by status code.
@@ -314,6 +358,9 @@ impl Default for SessionCounters {
     fn default() -> Self {
         SessionCounters {
             refused: [const { Counter::new() }; RefuseCause::COUNT],
+            ended: [const { Counter::new() }; EndCause::COUNT],
+            paused: Counter::new(),
+            transitions_refused: Counter::new(),
             requests: [const { Counter::new() }; 16],
             responses: Box::new([const { Counter::new() }; 700]),
             active: Counter::new(),

@@ -95,6 +95,15 @@ pub const METADATA_BODIES_MAX: usize = 3_600;
 /// Bytes of ids, names and addresses remembered per recording for its manifest: some 10,000 people, or one metadata body of
 /// the largest size and what came before it.
 pub const METADATA_REMEMBERED_MAX: usize = 1024 * 1024;
+/// How often control is told that a recording still gets media: what `sipreel sessions` shows is no older. A recorder of 10,000
+/// sessions then has 1,000 such events a second, of a microsecond each.
+pub const MEDIA_NOTED: Duration = Duration::from_secs(10);
+/// The least --media-timeout and --transport-timeout: recordings are looked at every second, and told of four times in it.
+pub const SILENCE_MIN: Duration = Duration::from_secs(3);
+/// Characters that an operator may say of why a session is ended.
+pub const NOTE_MAX: usize = 200;
+/// How long an operator waits for control; it answers within a turn.
+pub const ORDER_PATIENCE: Duration = Duration::from_secs(10);
 /// Participants that ever sent into one stream. A conference in one mixed stream has dozens.
 pub const SENDERS_PER_STREAM_MAX: usize = 256;
 /// Findings about metadata listed in one manifest. A finding that comes again is counted, not listed again.
@@ -302,6 +311,13 @@ pub const SPARE_BYTES_PER_FILE: usize = 40 * 1024;
 pub const BLOCKS_PER_FILE_LENT: usize = 1;
 /// Attempts to commit a recording before it is left as `.part` and reported.
 pub const COMMIT_ATTEMPTS: u32 = 3;
+/// Bytes read at once of a recording that is recovered.
+pub const RECOVERY_READ: usize = 1024 * 1024;
+/// Bytes of them read in a second: what runs comes first. The hour that 10,000 calls of 3 MiB may take is one in which nothing
+/// waits for them.
+pub const RECOVERY_RATE: u64 = 64 * 1024 * 1024;
+/// How far before the start of a dead recorder its recordings are looked for: it may have had its clock set back.
+pub const RECOVERY_SLACK: Duration = Duration::from_secs(25 * 3_600);
 /// Recordings committed together: one sync of the file system serves them all.
 pub const COMMIT_BATCH: usize = 1_024;
 /// The least time between two syncs. Nobody waits for a commit, and a sync costs much the same for one recording as for

@@ -79,6 +79,7 @@ fn watch(format: Format) {
         strict_siprec: false,
         explain_refusals: false,
         answer_metadata: false,
+        ends: Default::default(),
         product: "sipreel/test".into(),
         terms: sipreel::session::Terms::default(),
     };

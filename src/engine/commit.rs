@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use crossbeam::channel::{Receiver, Sender};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::cpu;
@@ -17,6 +18,10 @@ use crate::clock::Mono;
 use crate::limits;
 use crate::proto::manifest::{self, Manifest};
 use crate::session::{Event, Failure};
+
+pub const MANIFEST: &str = "recording.json";
+/// Its name while it is written.
+pub const FRESH: &str = "recording.json.new";
 
 /// Recordings from which on one sync of the whole file system is cheaper than one per file.
 const SYNC_TOGETHER: usize = 8;
@@ -154,8 +159,7 @@ impl Commit {
             hasher.update(&self.buffer[..n]);
             size += n as u64;
         }
-        let sha256 = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(manifest::File { name: name.to_owned(), size, sha256 })
+        Ok(manifest::File { name: name.to_owned(), size, sha256: hexadecimal(&hasher.finalize()) })
     }
 
     fn sync_files(&self, path: &str) -> Result<(), Failure> {
@@ -179,7 +183,7 @@ impl Commit {
             events.push(match fs::rename(&part, &whole) {
                 Ok(()) => {
                     parents.extend(whole.parent().map(Path::to_path_buf));
-                    Event::Committed { id, incomplete: !problems.is_empty() }
+                    Event::Committed { id, path: finished.path, incomplete: !problems.is_empty() }
                 }
                 Err(e) => Event::CommitFailed {
                     id,
@@ -207,18 +211,28 @@ fn cut(path: &Path, length: u64) -> io::Result<File> {
 
 /// The manifest written at the start is replaced whole: there is always one that can be read.
 fn write_manifest(part: &Path, manifest: &Manifest) -> io::Result<()> {
-    let mut text = serde_json::to_vec_pretty(manifest)?;
-    text.push(b'\n');
-    let name = part.join("recording.json");
+    let name = part.join(MANIFEST);
     match File::options().write(true).create_new(true).open(&name) {
-        Ok(mut file) => file.write_all(&text),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            let fresh = part.join("recording.json.new");
-            File::create(&fresh)?.write_all(&text)?;
-            fs::rename(&fresh, &name)
-        }
+        Ok(mut file) => file.write_all(&text(manifest)?),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => replace_manifest(part, manifest),
         Err(e) => Err(e),
     }
+}
+
+pub fn replace_manifest(part: &Path, manifest: &impl Serialize) -> io::Result<()> {
+    let fresh = part.join(FRESH);
+    File::create(&fresh)?.write_all(&text(manifest)?)?;
+    fs::rename(&fresh, part.join(MANIFEST))
+}
+
+fn text(manifest: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec_pretty(manifest)?;
+    text.push(b'\n');
+    Ok(text)
+}
+
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn sync_file_system(root: &Path) -> io::Result<()> {

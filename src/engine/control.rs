@@ -5,13 +5,15 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender};
 
 use super::mailbox::{Letter, Mailbox};
+use super::orders::Waiting;
 use super::published::Recorded;
 use super::{Outcome, cpu};
 use crate::clock::Wall;
 use crate::counters::SessionCounters;
 use crate::limits;
 use crate::proto::metadata::{Finding, Severity};
-use crate::session::{Command, Event, Notice, Sessions};
+use crate::session::state::State;
+use crate::session::{Command, Event, Notice, Sessions, Transition};
 
 /// A notice, and when it was given.
 pub type Noticed = (Wall, Notice);
@@ -25,6 +27,7 @@ pub struct Control {
     /// Who wants the notices besides the log. It is never waited for: what it has no room for is counted.
     pub listener: Option<Sender<Noticed>>,
     pub counters: Arc<SessionCounters>,
+    pub orders: Arc<Waiting>,
 }
 
 impl Control {
@@ -66,20 +69,11 @@ impl Control {
 
     fn event(&mut self, event: Event, commands: &mut Vec<Command>) {
         match &event {
-            Event::Committed { id, incomplete } => {
+            Event::Committed { incomplete, .. } => {
                 self.outcome.committed += 1;
                 self.outcome.incomplete += u64::from(*incomplete);
-                if *incomplete {
-                    tracing::warn!(
-                        recording = id,
-                        "recording is whole on disk, but its manifest lists problems"
-                    );
-                }
             }
-            Event::CommitFailed { id, failure } => {
-                self.outcome.failed += 1;
-                tracing::error!(recording = id, "recording stays under its .part name: {failure}");
-            }
+            Event::CommitFailed { .. } => self.outcome.failed += 1,
             Event::OpenFailed { failure, .. } | Event::ChangeFailed { failure, .. } => {
                 tracing::error!("{failure}");
             }
@@ -107,6 +101,9 @@ impl Control {
             log(&notice);
             self.pass_on((now, notice));
         }
+        for (ticket, outcome) in self.sessions.take_answers() {
+            self.orders.answer(ticket, outcome);
+        }
         for nanos in self.sessions.setup_times() {
             self.setup.record(nanos);
         }
@@ -123,16 +120,25 @@ impl Control {
 
 fn log(notice: &Notice) {
     match notice {
-        Notice::Started { id, call_id, peer, transport, certificate, streams } => {
-            let names = certificate.as_ref().map(|certificate| certificate.names.join(", "));
-            let transport = transport.name();
-            tracing::info!(recording = id, call_id, %peer, transport, certificate = names, streams, "recording started");
-        }
         Notice::HandshakeFailed { peer, why } => {
             tracing::warn!(%peer, why, "TLS with a peer failed");
         }
-        Notice::Ended { id, call_id, cause, seconds } => {
-            tracing::info!(recording = id, call_id, cause, seconds, "recording ended");
+        Notice::State(transition) => log_transition(transition),
+        Notice::Updated { id, call_id, streams, .. } => {
+            tracing::info!(recording = %id, call_id, streams, "recording updated");
+        }
+        Notice::Whole { id, path, incomplete: false } => {
+            tracing::debug!(recording = id, path, "recording is whole on disk");
+        }
+        Notice::Whole { id, path, incomplete: true } => {
+            tracing::warn!(
+                recording = id,
+                path,
+                "recording is whole on disk, but its manifest lists problems"
+            );
+        }
+        Notice::NotWhole { id, why } => {
+            tracing::error!(recording = id, "recording stays under its .part name: {why}");
         }
         Notice::Refused { call_id, peer, code, why } => {
             tracing::warn!(call_id, %peer, code, why, "session refused");
@@ -171,5 +177,34 @@ fn found(id: &str, finding: &Finding, unlogged: u64) {
                 "metadata: {rule}"
             );
         }
+    }
+}
+
+fn log_transition(transition: &Transition) {
+    let Transition { id, call_id, peer, from, to, cause, detail, streams, age, .. } = transition;
+    let certificate = transition.certificate.as_ref().map(|certificate| certificate.names.join(", "));
+    let (was, note, seconds) = (from.text(), detail.as_deref(), age.as_secs());
+    match to {
+        State::Active | State::Paused if from.opening() => {
+            let (transport, state) = (transition.transport.name(), to.text());
+            tracing::info!(
+                recording = %id,
+                call_id,
+                %peer,
+                transport,
+                certificate,
+                streams,
+                state,
+                "recording started"
+            );
+        }
+        State::Ending => {
+            tracing::info!(recording = %id, call_id, cause, note, seconds, "recording ended");
+        }
+        // The refusal has a line of its own.
+        State::Failed | State::Ended => {
+            tracing::debug!(recording = %id, call_id, cause, note, was, "session {}", to.text());
+        }
+        _ => tracing::info!(recording = %id, call_id, cause, note, was, "session {}", to.text()),
     }
 }

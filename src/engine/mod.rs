@@ -6,6 +6,7 @@
 //! | `control` | the session layer; the only writer of the session table |
 //! | `directory` | making directories and files |
 //! | `commit` | hashes, manifests, sync, rename |
+//! | `recovery` | the same for what a dead recorder has left; ends when that is done |
 
 pub mod blocks;
 mod bpf;
@@ -21,6 +22,7 @@ mod directory;
 mod disk;
 pub mod disk_probe;
 pub mod ethtool;
+mod instance;
 mod interface;
 pub mod link;
 mod mailbox;
@@ -28,11 +30,13 @@ mod mapping;
 pub mod media_source;
 #[cfg(test)]
 mod namespace;
+mod orders;
 mod prefetch;
 pub mod probe;
 mod published;
 mod reactor;
 mod recordings;
+mod recovery;
 mod reports;
 mod ring;
 mod tcp;
@@ -54,11 +58,11 @@ use rand::rngs::StdRng;
 use rustls::ServerConfig;
 use socket2::Socket;
 
-use crate::counters::{ReactorCounters, SessionCounters};
+use crate::counters::{ReactorCounters, RecoveryCounters, SessionCounters};
 use crate::limits;
 use crate::proto::manifest::Format;
 use crate::session::table::Table;
-use crate::session::{Event, PortPair, Rules, Sessions, Terms};
+use crate::session::{Ends, Event, PortPair, Rules, Sessions, Terms};
 
 use blocks::Pool;
 use capability::Capability;
@@ -66,12 +70,15 @@ use census::Census;
 use control::Control;
 pub use control::Noticed;
 use disk::Files;
+use instance::Instance;
 use mailbox::{Inbox, Letter, Mailbox};
 use media_source::{Attached, Kind, Part, Request};
+use orders::{Orders, Waiting};
 use published::{Published, Recorded};
 use reactor::{Clock, Outbox, Reactor};
 use recordings::guests::Neighbours;
 use recordings::{Recordings, Storage};
+use recovery::Recovery;
 use reports::Reports;
 use ring::Ring;
 use tls::identity::{Identity, IdentityFiles, Unusable};
@@ -110,6 +117,7 @@ pub struct Settings {
     pub explain_refusals: bool,
     /// The 200 says in metadata who takes part.
     pub answer_metadata: bool,
+    pub ends: Ends,
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
     pub terms: Terms,
@@ -152,6 +160,8 @@ pub struct Gauges {
     write_latency: Vec<Published>,
     batch: Vec<Published>,
     setup: Published,
+    pub orders: Orders,
+    pub recovery: Arc<RecoveryCounters>,
 }
 
 impl Gauges {
@@ -204,6 +214,7 @@ pub struct Recorder {
     _attached: Attached,
     /// Ends the threads that only look after things.
     watching: Sender<()>,
+    instance: Option<Instance>,
 }
 
 impl Recorder {
@@ -213,6 +224,9 @@ impl Recorder {
     pub fn start(settings: &Settings, listener: Option<Sender<Noticed>>) -> Result<Recorder, StartError> {
         let descriptors = cpu::raise_descriptor_limit();
         let direct = writable(&settings.dir)?;
+        let now = cpu::now().wall;
+        let roots = vec![settings.dir.clone()];
+        let instance = Instance::take(&roots, (now.0 >> 20) as u16, now);
         let reactors = settings.cores.len();
         let plan = Plan::new(settings, descriptors);
         let identity = settings.tls.as_ref().map(IdentityFiles::load).transpose();
@@ -226,6 +240,9 @@ impl Recorder {
         let media = plan.request(settings).make()?;
         warnings.extend(media.warnings);
         warnings.extend(plan.too_few(media.kind));
+        if let Err(e) = &instance {
+            warnings.push(format!("recordings that a dead recorder has left cannot be looked for: {e}"));
+        }
         if let Some(first) = media.taken.first() {
             warnings.push(format!(
                 "{} media port pairs are in use by others and left out, the first is {first}",
@@ -262,6 +279,7 @@ impl Recorder {
         let table = Arc::new(Table::new(sessions_max));
         let session = Arc::new(SessionCounters::default());
         let (setup, setup_published) = Recorded::new();
+        let waiting = Arc::new(Waiting::default());
         let mut gauges = Gauges {
             reactors: Vec::new(),
             session: session.clone(),
@@ -269,6 +287,8 @@ impl Recorder {
             write_latency: Vec::new(),
             batch: Vec::new(),
             setup: setup_published,
+            orders: Orders::new(events.clone(), waiting.clone()),
+            recovery: Arc::default(),
         };
         let mut mailboxes = Vec::new();
         let mut others = Vec::new();
@@ -303,6 +323,7 @@ impl Recorder {
                 direct,
                 block_size: settings.block_size,
                 flush_interval: settings.flush_interval,
+                noted: noted(&settings.ends),
                 reports: settings.rtcp_reports.then(|| Reports::new(cname.clone(), counters.clone())),
                 write_latency,
                 batch,
@@ -330,6 +351,7 @@ impl Recorder {
         others.push(spawn("directory", move || directory.run())?);
         let (watching, stop) = bounded(0);
         if let Some(watch) = media.watch {
+            let stop = stop.clone();
             others.push(spawn("interfaces", move || watch.run(&stop))?);
         }
         let commit = commit::Commit::new(settings.dir.clone(), commit_queue, events.clone());
@@ -348,7 +370,15 @@ impl Recorder {
             answer_metadata: settings.answer_metadata,
             product: settings.product.clone(),
             terms: settings.terms.clone(),
+            instance: instance.as_ref().map_or(0, |instance| instance.number),
+            ends: settings.ends,
         };
+        if instance.is_ok() {
+            let rules = Rules { ports: Vec::new(), ..rules.clone() };
+            let (counters, events) = (gauges.recovery.clone(), events.clone());
+            let recovery = Recovery { roots, rules, counters, events, stop };
+            others.push(spawn("recovery", move || recovery.run())?);
+        }
         let sessions = Sessions::new(rules, session.clone(), table, StdRng::from_os_rng());
         let control = Control {
             sessions,
@@ -358,6 +388,7 @@ impl Recorder {
             outcome: Outcome::default(),
             listener,
             counters: session,
+            orders: waiting,
         };
         let control = spawn("control", move || control.run())?;
         Ok(Recorder {
@@ -377,6 +408,7 @@ impl Recorder {
             others,
             _attached: media.attached,
             watching,
+            instance: instance.ok(),
         })
     }
 
@@ -400,12 +432,15 @@ impl Recorder {
 
     /// Waits until a drain is complete: everything written, renamed, synced.
     pub fn wait(self) -> Outcome {
-        let Recorder { events, control, others, watching, _attached, .. } = self;
+        let Recorder { events, control, others, watching, instance, _attached, .. } = self;
         let outcome = control.join().unwrap_or_default();
         drop(events);
         drop(watching);
         for thread in others {
             let _ = thread.join();
+        }
+        if outcome.failed == 0 {
+            instance.into_iter().for_each(Instance::leave);
         }
         outcome
     }
@@ -417,6 +452,12 @@ impl Recorder {
 pub fn drop_capabilities() -> Result<(), StartError> {
     capability::drop_all(&[Capability::NetAdmin, Capability::NetRaw, Capability::Bpf, Capability::SysAdmin])
         .map_err(|e| StartError(format!("capabilities cannot be dropped ({e}): see capabilities(7)")))
+}
+
+/// How often control has to hear of media so that it knows silence from a late word.
+fn noted(ends: &Ends) -> Duration {
+    let shortest = [ends.media_timeout, ends.transport_timeout].into_iter().flatten().min();
+    shortest.map_or(limits::MEDIA_NOTED, |time| limits::MEDIA_NOTED.min(time / 4))
 }
 
 /// How many port pairs and files each reactor gets.
@@ -536,6 +577,7 @@ struct Parts {
     direct: bool,
     block_size: usize,
     flush_interval: Duration,
+    noted: Duration,
     reports: Option<Reports>,
     write_latency: Recorded,
     batch: Recorded,
@@ -577,7 +619,8 @@ impl Parts {
             self.counters.clone(),
             neighbours,
         )
-        .reporting(self.reports);
+        .reporting(self.reports)
+        .noting(self.noted);
         Ok(Reactor {
             ring,
             media,

@@ -362,7 +362,7 @@ impl Reactor {
             return Ok(());
         }
         clock.tick_due = clock.now.mono + limits::TICK;
-        recordings.sweep(ring, media, clock.now)?;
+        recordings.sweep(ring, media, clock.now, &mut outbox.fresh)?;
         tcp.sweep(clock.now.mono, ring, &mut outbox.arrivals)?;
         counters.sip_kernel_dropped.add(udp.new_drops());
         batch.publish();

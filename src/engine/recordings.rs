@@ -80,6 +80,8 @@ struct Live {
     shared_drops_elsewhere: u64,
     /// When the files of `pending` were begun.
     begun: Wall,
+    /// `media::Recording::heard` when control was told of it last, and when it may be told again.
+    told: (u64, Mono),
     /// What the reactors to which its packets may come know of it, if there are several.
     loan: Option<Arc<Loan>>,
     /// Reactors whose parts are still to come, a bit each.
@@ -169,6 +171,8 @@ pub struct Recordings {
     loans: Loans,
     /// None: nobody is told what came.
     reports: Option<Reports>,
+    /// How often control is told that media comes.
+    noted: Duration,
 }
 
 /// The way to the directory thread. A reactor never waits for it: what finds the queue full is kept, in order, for the next
@@ -229,7 +233,14 @@ impl Recordings {
             loans: Loans::new(if neighbours.is_empty() { 0 } else { sessions }),
             neighbours,
             reports: None,
+            noted: limits::MEDIA_NOTED,
         }
+    }
+
+    /// Control is told of media at least this often.
+    pub fn noting(mut self, noted: Duration) -> Recordings {
+        self.noted = noted;
+        self
     }
 
     pub fn reporting(mut self, reports: Option<Reports>) -> Recordings {
@@ -627,8 +638,14 @@ impl Recordings {
     }
 
     /// A part of the open recordings each time, so that all are seen once per `sweep_period`: old blocks are sent off, drops
-    /// are read from the sockets, senders are told what came.
-    pub fn sweep(&mut self, ring: &mut Ring, media: &mut MediaSource, now: Now) -> io::Result<()> {
+    /// are read from the sockets, senders and control are told what came.
+    pub fn sweep(
+        &mut self,
+        ring: &mut Ring,
+        media: &mut MediaSource,
+        now: Now,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
         let ticks = (self.sweep_period().as_millis() / limits::TICK.as_millis()).max(1) as usize;
         for _ in 0..self.active.len().div_ceil(ticks) {
             self.sweep_from = (self.sweep_from + 1) % self.active.len();
@@ -636,6 +653,7 @@ impl Recordings {
             self.read_drops(media, slot);
             self.silence_removed(media, slot, now.mono);
             self.report(media, slot, now);
+            events.extend(self.media_event(slot, now));
             let Some(live) = self.live[slot as usize].as_mut() else { continue };
             let interval = self.flush_interval;
             if live.media.staged_since().is_some_and(|since| overdue(since, now.wall, interval)) {
@@ -671,6 +689,18 @@ impl Recordings {
                 reports.send(media, &mut live.media, (index, stream.ports), &mut stream.report, now);
             }
         }
+    }
+
+    /// For control, if media has come since it was told last and it is time to tell again.
+    fn media_event(&mut self, slot: u32, now: Now) -> Option<Event> {
+        let noted = self.noted;
+        let live = self.live[slot as usize].as_mut()?;
+        let (heard, due) = (live.media.heard(), live.told.1);
+        if !matches!(live.stage, Stage::Active | Stage::Guest) || heard == live.told.0 || now.mono < due {
+            return None;
+        }
+        live.told = (heard, now.mono + noted);
+        Some(Event::Media { key: live.key, at: now.wall })
     }
 
     fn sweep_period(&self) -> Duration {
@@ -817,6 +847,7 @@ impl Live {
             shared_drops_before,
             shared_drops_elsewhere: 0,
             begun: Wall(0),
+            told: (0, Mono(0)),
             loan: None,
             awaited: 0,
         }
@@ -880,6 +911,8 @@ impl Live {
         if self.lost_in_writes > 0 {
             self.problems.push(format!("{} datagrams were lost in failed writes", self.lost_in_writes));
         }
+        let last_packets = manifest.streams.iter().filter_map(|stream| stream.report.last_packet);
+        manifest.session.last_media = last_packets.max().max(manifest.session.last_media);
         manifest.problems.append(&mut self.problems);
         Ok(Some(Finished { path: std::mem::take(&mut self.path), manifest, media }))
     }
@@ -1079,8 +1112,8 @@ mod tests {
         assert!(matches!(bench.events.pop(), Some(Event::ChangeFailed { .. })));
         // The stream that was to be taken out goes on.
         bench.turn(2_000);
-        let Bench { recordings, ring, media, now, .. } = &mut bench;
-        (0..20).for_each(|_| recordings.sweep(ring, media, *now).unwrap());
+        let Bench { recordings, ring, media, now, events, .. } = &mut bench;
+        (0..20).for_each(|_| recordings.sweep(ring, media, *now, events).unwrap());
         bench.packet(0, 1);
         // The next stream has the index of the one that failed, and a file of its own codec.
         bench.change(vec![bench.stream(1, 2, "PCMA")], Vec::new());
@@ -1160,7 +1193,8 @@ mod tests {
                 bench.recordings.packet(&mut bench.ring, &incoming, bench.now).unwrap();
             }
             bench.now.mono = bench.now.mono + Duration::from_secs(seconds);
-            bench.recordings.sweep(&mut bench.ring, &mut bench.media, bench.now).unwrap();
+            bench.recordings.sweep(&mut bench.ring, &mut bench.media, bench.now, &mut bench.events).unwrap();
+            bench.events.clear();
             bench.counters.rtcp_sent.get()
         };
         bench.open(KEY, Format::Pcap);
@@ -1177,6 +1211,28 @@ mod tests {
             assert_eq!((len, sender), (48, SocketAddr::new(LOCAL, bench.ports[0] + 1)));
             assert_eq!((packet[1], packet[11], packet[19]), (201, 7, highest));
         }
+        bench.finished();
+        bench.accounted();
+    }
+
+    #[test]
+    fn control_is_told_of_media_now_and_then() {
+        let mut bench = Bench::new();
+        bench.open(KEY, Format::Pcap);
+        let told_after = |bench: &mut Bench, seconds: u64, packets: u8| {
+            (0..packets).for_each(|payload| bench.packet(0, payload));
+            bench.now.mono = bench.now.mono + Duration::from_secs(seconds);
+            bench.now.wall.0 += seconds * SECOND;
+            bench.recordings.sweep(&mut bench.ring, &mut bench.media, bench.now, &mut bench.events).unwrap();
+            assert!(bench.events.iter().all(|event| matches!(event, Event::Media { key: KEY, .. })));
+            bench.events.drain(..).count()
+        };
+        assert_eq!(told_after(&mut bench, 1, 0), 0, "nothing came");
+        assert_eq!(told_after(&mut bench, 1, 1), 1, "the first at once");
+        assert_eq!(told_after(&mut bench, 5, 1), 0, "not yet again");
+        assert_eq!(told_after(&mut bench, 5, 0), 1, "what came meanwhile");
+        assert_eq!(told_after(&mut bench, 60, 0), 0, "silence is no news");
+        bench.close();
         bench.finished();
         bench.accounted();
     }

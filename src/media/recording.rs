@@ -170,7 +170,7 @@ impl Recording {
     /// Name within the recording's directory. It never changes, and no two files share one.
     pub fn file_name(&self, file: u8) -> String {
         match self.rest.format {
-            Format::Pcap => "call.pcap".to_owned(),
+            Format::Pcap => pcap::FILE_NAME.to_owned(),
             Format::Raw => {
                 self.rest.streams.get(usize::from(file)).map_or_else(String::new, |s| s.name.clone())
             }
@@ -320,6 +320,12 @@ impl Recording {
     /// When the oldest of what waits in blocks came.
     pub fn staged_since(&self) -> Option<Wall> {
         self.stages().filter_map(Stage::since).min()
+    }
+
+    /// A number that is another one when RTP or RTCP has come.
+    pub fn heard(&self) -> u64 {
+        let streams = self.streams().zip(&self.rest.streams);
+        streams.fold(0, |sum, (of, rest)| sum.wrapping_add(of.track.last().0).wrapping_add(rest.rtcp_packets))
     }
 
     /// Media datagrams waiting in blocks.

@@ -59,6 +59,11 @@ impl Track {
         usual
     }
 
+    /// When the last packet came; 0 before the first.
+    pub fn last(&self) -> Wall {
+        self.last
+    }
+
     /// Index of the source of the last packet.
     pub fn source(&self) -> usize {
         usize::from(self.source)

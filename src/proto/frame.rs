@@ -38,6 +38,20 @@ pub fn udp(frame: &[u8]) -> Option<UdpFrame<'_>> {
     }
 }
 
+/// Reads a frame of TCP as [`super::pcap`] writes it: without options anywhere. `len` is that of the frame.
+pub fn tcp(frame: &[u8]) -> Option<UdpFrame<'_>> {
+    use etherparse::{NetSlice, SlicedPacket, TransportSlice};
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let TransportSlice::Tcp(tcp) = packet.transport? else { return None };
+    let (from, to): (std::net::IpAddr, std::net::IpAddr) = match packet.net? {
+        NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Arp(_) => return None,
+    };
+    let (from, to) = (SocketAddr::new(from, tcp.source_port()), SocketAddr::new(to, tcp.destination_port()));
+    Some(UdpFrame { from, to, payload: tcp.payload(), len: frame.len() })
+}
+
 /// The destination port that [`udp`] would find, from the few bytes that say where it is: of a frame that `udp` refuses, any
 /// or none.
 pub fn destination_port(frame: &[u8]) -> Option<u16> {

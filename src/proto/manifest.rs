@@ -23,6 +23,8 @@ pub enum State {
     Recording,
     /// Ended, whole, synced.
     Ended,
+    /// Its recorder died; finished at the next start with what was there.
+    Recovered,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +40,9 @@ pub struct Manifest {
     pub end: Option<Wall>,
     /// `bye`, `ack_timeout`, `drain`, …
     pub end_cause: Option<String>,
+    /// What the operator said who ended it.
+    pub end_note: Option<String>,
+    pub session: Session,
     pub sip: Sip,
     /// Communication session ids of the metadata (RFC 7865 §6.3), in order of appearance.
     pub communication_sessions: Vec<String>,
@@ -79,6 +84,16 @@ pub struct PeerCertificate {
     pub names: Vec<String>,
     /// Of the whole certificate, in hexadecimal digits: what `openssl x509 -fingerprint -sha256` shows.
     pub sha256: String,
+}
+
+/// When what was heard of the recording session; its states are among the events.
+#[derive(Clone, Debug, Serialize, Default)]
+pub struct Session {
+    /// The last change of state, streams or metadata.
+    pub updated: Wall,
+    pub last_signalling: Wall,
+    /// RTP or RTCP on any stream.
+    pub last_media: Option<Wall>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -324,6 +339,8 @@ pub(crate) mod tests {
             start: START,
             end: Some(Wall(START.0 + 1_500_000_000)),
             end_cause: Some("bye".into()),
+            end_note: None,
+            session: Session { updated: START, last_signalling: START, last_media: None },
             sip: Sip {
                 call_id: "a@b".into(),
                 remote_tag: "r".into(),
@@ -393,6 +410,10 @@ pub(crate) mod tests {
         let expected = json!({
             "version": 1, "recorder": "sipreel/0.1.0", "id": "id", "state": "ended", "format": "pcap",
             "start": "2026-11-22T08:30:45.000000Z", "end": "2026-11-22T08:30:46.500000Z", "end_cause": "bye",
+            "end_note": null,
+            "session": {
+                "updated": "2026-11-22T08:30:45.000000Z", "last_signalling": "2026-11-22T08:30:45.000000Z", "last_media": null,
+            },
             "sip": {
                 "call_id": "a@b", "remote_tag": "r", "local_tag": "l",
                 "source": "192.0.2.1:5060", "local": "[2001:db8::1]:5060", "transport": "udp",

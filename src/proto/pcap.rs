@@ -12,8 +12,11 @@ const LINKTYPE_ETHERNET: u32 = 1;
 /// What a file begins with: magic 0xa1b23c4d (nanoseconds), version 2.4, all little-endian.
 pub const FILE_HEADER: [u8; 24] = file_header();
 
+/// The capture of a recording.
+pub const FILE_NAME: &str = "call.pcap";
+
 /// Seconds, nanoseconds, bytes kept, bytes on the wire.
-const RECORD_HEADER: usize = 16;
+pub const RECORD_HEADER: usize = 16;
 const ETHERNET: usize = 14;
 /// Where the IP header begins in a frame.
 const IP: usize = ETHERNET;
@@ -42,6 +45,16 @@ pub fn write_frame(out: &mut [u8], at: Wall, frame: &[u8]) -> usize {
     write_record_header(head, at, kept, frame.len());
     rest[..kept].copy_from_slice(&frame[..kept]);
     RECORD_HEADER + kept
+}
+
+/// Time and length of the frame that follows. `None`: nothing that was written here, as the zeroes are of a write that was
+/// not finished.
+pub fn record(header: &[u8; RECORD_HEADER]) -> Option<(Wall, usize)> {
+    let field = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (seconds, nanos, kept, wire) = (field(0), field(4), field(8), field(12));
+    let sound =
+        seconds > 0 && nanos < 1_000_000_000 && kept > ETHERNET as u32 && kept <= SNAPLEN && kept <= wire;
+    sound.then(|| (Wall(u64::from(seconds) * 1_000_000_000 + u64::from(nanos)), kept as usize))
 }
 
 /// Makes a record longer: zeroes have been put behind its frame, where Ethernet has its padding and trailer. Whoever reads the

@@ -60,6 +60,9 @@ pub fn clocked(codec: &Codec) -> Option<Clocked> {
 /// Length of what precedes each packet of an rtpdump file.
 pub const DUMP_PACKET_HEADER: usize = 8;
 
+/// Length of what follows the line of text that an rtpdump file begins with.
+pub const DUMP_START: usize = 16;
+
 /// What an rtpdump file begins with: a line of text with the address that was listened on, then the start time and the source's
 /// address and port in binary. These are 0: the source is not known before its first packet, and it may change.
 pub fn dump_file_header(start: Wall, to: SocketAddr) -> Vec<u8> {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::client::Purpose;
 use super::content::content;
-use super::recording::Phase;
 use super::send::{Ask, Refusal, Request};
-use super::{Close, Command, Notice, RecordingKey, Sessions};
-use crate::clock::{Mono, Now};
-use crate::counters::RefuseCause;
+use super::state::State;
+use super::{Close, Command, OrderOutcome, RecordingKey, Sessions};
+use crate::clock::{Mono, Now, Wall};
+use crate::counters::{EndCause, RefuseCause};
 use crate::limits::{BYE_GRACE, T2, TRANSACTIONS_BASE, TRANSACTIONS_PER_SESSION};
 use crate::proto::sip::Method;
 
@@ -50,7 +50,7 @@ impl Sessions {
         self.terminate_reinvite(now, key, out);
         let ok = self.build(request.message, 200, None, request.flow).finish();
         self.respond(now, request, 200, ok, out);
-        self.end(now, key, "bye", out);
+        self.end(now, key, EndCause::Bye, None, out);
     }
 
     /// The SRC could not be told by its own BYE, so it gets one from us, if there is still a way to it.
@@ -58,23 +58,25 @@ impl Sessions {
         &mut self,
         now: Now,
         key: RecordingKey,
-        cause: &'static str,
+        cause: EndCause,
+        note: Option<String>,
         out: &mut Vec<Command>,
     ) {
-        self.hang_up_because(now, key, cause, None, out);
+        self.hang_up_because(now, key, cause, note, None, out);
     }
 
     /// Metadata came that breaks a MUST, in a message that cannot be refused (RFC 7866 §9.2): the BYE says why (RFC 3326).
     pub(super) fn refuse_by_bye(&mut self, now: Now, key: RecordingKey, why: &str, out: &mut Vec<Command>) {
         let reason = format!("SIP;cause=488;text=\"{}\"", why.replace(['"', '\\'], "'"));
-        self.hang_up_because(now, key, "bad_metadata", Some(reason), out);
+        self.hang_up_because(now, key, EndCause::BadMetadata, Some(why.to_owned()), Some(reason), out);
     }
 
     fn hang_up_because(
         &mut self,
         now: Now,
         key: RecordingKey,
-        cause: &'static str,
+        cause: EndCause,
+        note: Option<String>,
         reason: Option<String>,
         out: &mut Vec<Command>,
     ) {
@@ -83,7 +85,7 @@ impl Sessions {
         let told =
             self.ask(now, key, Ask { method: Method::Bye, purpose: Purpose::Bye, fields, body: None }, out);
         self.counters.byes_unsent.add(u64::from(!told));
-        self.end(now, key, cause, out);
+        self.end(now, key, cause, note, out);
     }
 
     /// A re-INVITE that still waits gets its answer before the dialog ends (RFC 3261 §15.1.2). Streams that are being added
@@ -97,29 +99,32 @@ impl Sessions {
         self.refuse_pending(now, key, &changing.pending, &refusal, out);
     }
 
-    fn end(&mut self, now: Now, key: RecordingKey, cause: &'static str, out: &mut Vec<Command>) {
+    fn end(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        cause: EndCause,
+        note: Option<String>,
+        out: &mut Vec<Command>,
+    ) {
+        if !self.enter(now, key, State::Ending, cause.text(), note.clone()) {
+            return;
+        }
+        self.counters.ended[cause as usize].add(1);
         let Some(recording) = self.slots.get_mut(key) else { return };
-        recording.phase = Phase::Closing;
         recording.timer = None;
-        let manifest = recording.manifest(&self.rules, now.wall, cause);
+        let manifest = recording.manifest(&self.rules, now.wall, cause, note.clone());
         if let Some(id) = recording.unacknowledged.take().and_then(|waiting| waiting.transaction) {
             self.transactions.acknowledged(id);
         }
-        self.notices.push(Notice::Ended {
-            id: recording.id.to_string(),
-            call_id: recording.dialog.call_id.clone(),
-            cause: cause.to_owned(),
-            seconds: Duration::from_nanos(now.wall.0.saturating_sub(recording.start.0)).as_secs(),
-        });
-        self.counters.active.sub(1);
         self.commits_pending += 1;
         self.rearm(key);
-        self.publish(key);
         out.push(Command::Close(Box::new(Close { key, manifest: Some(Box::new(manifest)) })));
     }
 
     pub(super) fn closed(&mut self, now: Now, key: RecordingKey) {
-        if self.slots.get(key).is_some_and(|recording| matches!(recording.phase, Phase::Closing)) {
+        let failed = self.slots.get(key).is_some_and(|recording| recording.state() == State::Failed);
+        if failed || self.enter(now, key, State::Ended, "written", None) {
             self.release(now, key);
         }
     }
@@ -147,10 +152,17 @@ impl Sessions {
 
     fn recording_timeout(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
         let Some(recording) = self.slots.get_mut(key) else { return };
-        if matches!(recording.phase, Phase::Opening(_)) {
+        if recording.state().opening() {
             let refusal =
                 Refusal::unavailable(RefuseCause::OpenTimeout, "the files could not be opened in time");
             return self.abandon(now, key, &refusal, out);
+        }
+        let reachable = self.connections.way(recording.flow, recording.certificate.as_deref()).is_some();
+        let Some(recording) = self.slots.get_mut(key).filter(|recording| recording.established()) else {
+            return;
+        };
+        if let Some(cause) = recording.over(&self.rules.ends, reachable, now.mono) {
+            return self.hang_up(now, key, cause, None, out);
         }
         self.ack_timeout(now, key, out);
         self.session_timeout(now, key, out);
@@ -162,7 +174,7 @@ impl Sessions {
         let Some(waiting) = &mut recording.unacknowledged else { return };
         if waiting.deadline <= now.mono {
             self.counters.ack_timeouts.add(1);
-            return self.hang_up(now, key, "ack_timeout", out);
+            return self.hang_up(now, key, EndCause::AckTimeout, None, out);
         }
         if waiting.next <= now.mono {
             waiting.next = now.mono + waiting.interval;
@@ -170,6 +182,44 @@ impl Sessions {
             let (flow, ok) = (waiting.flow, waiting.ok.clone());
             self.counters.retransmissions_sent.add(1);
             self.transmit(now, flow, ok, Some(key), out);
+        }
+    }
+
+    /// Media has come. Its next end is looked for when the one that was due would have been.
+    pub(super) fn heard(&mut self, now: Now, key: RecordingKey, at: Wall) {
+        let Some(recording) = self.slots.get_mut(key).filter(|recording| recording.established()) else {
+            return;
+        };
+        recording.watch.heard = now.mono;
+        recording.life.last_media = recording.life.last_media.max(Some(at));
+        self.publish(key);
+    }
+
+    /// `sipreel end`. Ids are found by looking at all: an operator asks seldom.
+    pub(super) fn end_by_order(
+        &mut self,
+        now: Now,
+        id: String,
+        note: Option<String>,
+        out: &mut Vec<Command>,
+    ) -> OrderOutcome {
+        let named =
+            |key: &RecordingKey| self.slots.get(*key).is_some_and(|recording| recording.id.to_string() == id);
+        let Some(key) = self.slots.keys().into_iter().find(named) else {
+            return Err(format!("no session is recorded as {id}: `sipreel sessions` lists them"));
+        };
+        let state = self.slots.get(key).map_or(State::Ended, |recording| recording.state());
+        match state {
+            State::Connecting | State::Recovering => {
+                let refusal = Refusal::unavailable(RefuseCause::Operator, "ended by the operator");
+                self.abandon(now, key, &refusal, out);
+                Ok(id)
+            }
+            State::Active | State::Paused => {
+                self.hang_up(now, key, EndCause::Operator, note, out);
+                Ok(id)
+            }
+            State::Ending | State::Ended | State::Failed => Err(format!("{id} is {} already", state.text())),
         }
     }
 
@@ -199,13 +249,13 @@ impl Sessions {
 
     fn drain_recording(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
         let Some(recording) = self.slots.get(key) else { return };
-        match recording.phase {
-            Phase::Opening(_) => {
+        match recording.state() {
+            State::Connecting | State::Recovering => {
                 let refusal = Refusal::unavailable(RefuseCause::Draining, "shutting down");
                 self.abandon(now, key, &refusal, out);
             }
-            Phase::Established | Phase::Changing(_) => self.hang_up(now, key, "drain", out),
-            Phase::Abandoned | Phase::Closing => {}
+            State::Active | State::Paused => self.hang_up(now, key, EndCause::Drain, None, out),
+            State::Ending | State::Ended | State::Failed => {}
         }
     }
 

@@ -8,21 +8,21 @@ use std::time::Duration;
 use super::answer::{self, Plan};
 use super::content::{Content, ContentError, content};
 use super::dialog::Dialog;
-use super::events::Events;
-use super::history::{History, Reading};
+use super::history::Reading;
 use super::id::{self, Id};
 use super::metadata::{Asking, read_metadata};
-use super::recording::{Changing, MediaSession, Opening, Pending, Phase, Recording, Unacknowledged};
+use super::recording::{Awaited, Changing, MediaSession, Opening, Pending, Recording, Unacknowledged, Watch};
 use super::refresh::{self, Agreed};
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
+use super::state::State;
 use super::{
     Change, Command, Failure, Flow, Notice, Open, PortPair, RecordingKey, Sessions, Signal, Terms,
     contact_uri, secure,
 };
 use crate::clock::{Mono, Now};
-use crate::counters::RefuseCause;
+use crate::counters::{EndCause, RefuseCause};
 use crate::limits::{OPEN_TIMEOUT, SDP_MAX, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
-use crate::proto::manifest::{Event, EventKind};
+use crate::proto::manifest::{Event, EventKind, Format};
 use crate::proto::metadata::Metadata;
 use crate::proto::sdp::{self, AnswerOrigin, Offer, SdpError};
 use crate::proto::sip::{HeaderName, Method, NameAddr};
@@ -121,42 +121,28 @@ impl Sessions {
         let Admitted { offers, offer, plans, metadata, agreed, key, pairs } = admitted;
         let address = self.media_address(request.flow);
         let origin = AnswerOrigin { session_id: self.rng.random::<u64>() >> 2, version: 1 };
-        let empty = MediaSession {
-            streams: Vec::new(),
-            lines: Vec::new(),
-            refused: Vec::new(),
-            origin,
-            answer: Bytes::new(),
-        };
-        let session = empty.renegotiated(&offer, &plans, pairs, address);
+        let session = MediaSession::new(origin).renegotiated(&offer, &plans, pairs, address);
         let (tag, local_tag) = self.new_tag();
         let said = metadata.iter().rev().find_map(Reading::metadata);
         let ok = self.ok(request, &local_tag, agreed, Some(&session.answer), said);
         let trying = self.build(request.message, 100, None, request.flow).finish();
-        let mut recording = Box::new(Recording {
-            key,
-            id: Id::new(now.wall, &mut self.rng),
-            start: now.wall,
-            dialog: Dialog::new(request.message, &request.checked, local_tag),
-            source: request.flow,
-            certificate: self.connections.certificate(request.flow).cloned(),
-            flow: request.flow,
-            phase: Phase::Opening(Box::new(Opening {
-                invite: Pending { offers, ..pending(now, request, agreed, ok) },
-                signals: Vec::new(),
-                deadline: now.mono + OPEN_TIMEOUT,
-            })),
-            unacknowledged: None,
-            timer: None,
-            inviting: false,
-            negotiated: !offers,
-            session,
-            history: History::default(),
-            events: Events::default(),
-            asking: Asking::new(request.message),
-            armed: None,
-        });
+        let dialog = Dialog::new(request.message, &request.checked, local_tag);
+        let id = Id::new(now.wall, self.rules.instance, &mut self.rng);
+        let mut recording = Box::new(Recording::new(key, id, now.wall, dialog, request.flow, session));
+        recording.certificate = self.connections.certificate(request.flow).cloned();
+        recording.negotiated = !offers;
+        recording.asking = Asking::new(request.message);
+        recording.awaited = Awaited::Files(Box::new(Opening {
+            invite: Pending { offers, ..pending(now, request, agreed, ok) },
+            signals: Vec::new(),
+            deadline: now.mono + OPEN_TIMEOUT,
+        }));
         let files = self.take_metadata(request.at, &mut recording, metadata);
+        let mut files = files;
+        if self.rules.format == Format::Raw {
+            // Its files say nothing of the call, should this be all that is left of it.
+            files.push(recording.first_manifest(&self.rules));
+        }
         let open = Open {
             key,
             path: format!("{}/{}", now.wall.hour_path(), recording.id),
@@ -181,33 +167,21 @@ impl Sessions {
 
     /// The files are there and the ports are armed: now the SRC may send.
     pub(super) fn opened(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get(key) else { return };
+        if recording.state() == State::Failed {
+            return out.push(Command::Close(Box::new(super::Close { key, manifest: None })));
+        }
+        let state = recording.session.expects();
+        if !self.enter(now, key, state, "answered", None) {
+            return;
+        }
         let Some(recording) = self.slots.get_mut(key) else { return };
-        let opening = match std::mem::replace(&mut recording.phase, Phase::Established) {
-            Phase::Opening(opening) => opening,
-            Phase::Abandoned => {
-                recording.phase = Phase::Closing;
-                return out.push(Command::Close(Box::new(super::Close { key, manifest: None })));
-            }
-            other => {
-                recording.phase = other;
-                return;
-            }
-        };
-        let (id, call_id, source) = (recording.id, recording.dialog.call_id.clone(), recording.source);
-        let certificate = recording.certificate.clone();
-        let streams = recording.session.live();
+        let mono = now.mono;
+        recording.watch = Watch { answered: mono, heard: mono, signalled: mono, lost: None, looked: mono };
+        let Some(opening) = recording.take_opening() else { return };
         out.extend(opening.signals.into_iter().map(|signal| Command::Signal { key, signal }));
         self.setup_times.push(now.mono.0.saturating_sub(opening.invite.received.0));
-        self.notices.push(Notice::Started {
-            id: id.to_string(),
-            call_id,
-            peer: source.peer,
-            transport: source.transport,
-            certificate,
-            streams,
-        });
         self.counters.total.add(1);
-        self.counters.active.add(1);
         self.accept(now, key, opening.invite, out);
     }
 
@@ -218,20 +192,10 @@ impl Sessions {
         failure: &Failure,
         out: &mut Vec<Command>,
     ) {
-        let Some(recording) = self.slots.get_mut(key) else { return };
-        match std::mem::replace(&mut recording.phase, Phase::Abandoned) {
-            Phase::Opening(opening) => {
-                self.refuse_pending(
-                    now,
-                    key,
-                    &opening.invite,
-                    &refusal_of(failure, RefuseCause::OpenFailed),
-                    out,
-                );
-            }
-            Phase::Abandoned | Phase::Closing => {}
-            established => {
-                recording.phase = established;
+        let Some(recording) = self.slots.get(key) else { return };
+        if recording.state() != State::Failed {
+            let refusal = refusal_of(failure, RefuseCause::OpenFailed);
+            if !self.fail(now, key, &refusal, out) {
                 return;
             }
         }
@@ -240,13 +204,20 @@ impl Sessions {
 
     /// The INVITE gets this answer; what is being made for it is closed when it is there.
     pub(super) fn abandon(&mut self, now: Now, key: RecordingKey, refusal: &Refusal, out: &mut Vec<Command>) {
-        let Some(recording) = self.slots.get_mut(key) else { return };
-        let Phase::Opening(opening) = std::mem::replace(&mut recording.phase, Phase::Abandoned) else {
-            return;
-        };
-        self.refuse_pending(now, key, &opening.invite, refusal, out);
-        self.rearm(key);
-        self.publish(key);
+        if self.fail(now, key, refusal, out) {
+            self.rearm(key);
+        }
+    }
+
+    fn fail(&mut self, now: Now, key: RecordingKey, refusal: &Refusal, out: &mut Vec<Command>) -> bool {
+        let why = refusal.why.clone().into_owned();
+        if !self.enter(now, key, State::Failed, refusal.cause.text(), Some(why)) {
+            return false;
+        }
+        if let Some(opening) = self.slots.get_mut(key).and_then(Recording::take_opening) {
+            self.refuse_pending(now, key, &opening.invite, refusal, out);
+        }
+        true
     }
 
     /// An INVITE within the dialog (RFC 3261 §14.2), or an UPDATE (RFC 3311 §5.2).
@@ -296,8 +267,8 @@ impl Sessions {
         if (recording.inviting && !passes) || (offered && offers) {
             return Some(Refusal::new(491, RefuseCause::Overload, "an offer of ours is under way"));
         }
-        let before = match &self.slots.get(key)?.phase {
-            Phase::Changing(changing) => Some(changing.pending.method),
+        let before = match &self.slots.get(key)?.awaited {
+            Awaited::Streams(changing) => Some(changing.pending.method),
             _ => None,
         };
         let waits = before.is_some_and(|method| method == Method::Update || !passes);
@@ -354,10 +325,7 @@ impl Sessions {
         let ok = self.ok(request, local_tag, agreed, Some(&session.answer), said);
         let pending = Pending { offers, ..pending(now, request, agreed, ok) };
         if added == 0 && removed.is_empty() {
-            if let Some(recording) = self.slots.get_mut(key) {
-                recording.session = session;
-                recording.attribute();
-            }
+            self.adopt(now, key, session);
             return self.accept(now, key, pending, out);
         }
         if pending.method == Method::Invite {
@@ -367,9 +335,25 @@ impl Sessions {
         let add = session.open_streams(session.streams.len() - added, address);
         out.push(Command::Change(Box::new(Change { key, add, remove: removed.clone() })));
         if let Some(recording) = self.slots.get_mut(key) {
-            recording.phase = Phase::Changing(Box::new(Changing { pending, session, removed }));
+            recording.awaited = Awaited::Streams(Box::new(Changing { pending, session, removed }));
         }
-        self.publish(key);
+    }
+
+    /// From now on this holds; the session is paused or resumed by it.
+    fn adopt(&mut self, now: Now, key: RecordingKey, session: MediaSession) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        recording.session = session;
+        recording.attribute();
+        recording.life.updated = now.wall;
+        let (state, expects) = (recording.state(), recording.session.expects());
+        let (id, call_id, streams) =
+            (recording.id, recording.dialog.call_id.clone(), recording.session.live());
+        self.notices.push(Notice::Updated { id, call_id, at: now.wall, streams });
+        if state.established() && state != expects {
+            let cause = if expects == State::Paused { "held" } else { "resumed" };
+            recording.watch.heard = now.mono;
+            self.enter(now, key, expects, cause, None);
+        }
     }
 
     pub(super) fn changed(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
@@ -380,8 +364,7 @@ impl Sessions {
                 self.ports.give(now.mono, pair);
             }
         }
-        recording.session = changing.session;
-        recording.attribute();
+        self.adopt(now, key, changing.session);
         self.accept(now, key, changing.pending, out);
     }
 
@@ -447,7 +430,7 @@ impl Sessions {
             self.counters.answers_missing.add(1);
         }
         if !taken && first {
-            self.hang_up(now, key, "no_answer", out);
+            self.hang_up(now, key, EndCause::NoAnswer, None, out);
         }
     }
 

@@ -7,7 +7,7 @@ use super::client::{Asker, Purpose};
 use super::history::{Reading, Taken};
 use super::id::Id;
 use super::invite::contact;
-use super::recording::{Phase, Recording};
+use super::recording::{Awaited, Recording};
 use super::send::Refusal;
 use super::{Command, Flow, Notice, RecordingKey, Sessions, SmallFile, Transport};
 use crate::clock::{Mono, Now, Wall};
@@ -19,7 +19,7 @@ use crate::proto::sdp::{self, Offer};
 use crate::proto::sip::{Message, RequestBuilder};
 
 /// Asking for a snapshot (RFC 7866 §9.2): once for each need, not too often, and only who allows UPDATE.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Asking {
     allowed: bool,
     wanted: Option<&'static str>,
@@ -180,7 +180,8 @@ impl Sessions {
     pub(super) fn ask_for_snapshot(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
         let branch = self.rng.random();
         let Some(recording) = self.slots.get_mut(key) else { return };
-        if !matches!(recording.phase, Phase::Established) || recording.unacknowledged.is_some() {
+        let quiet = recording.established() && matches!(recording.awaited, Awaited::Nothing);
+        if !quiet || recording.unacknowledged.is_some() {
             return;
         }
         let Some(why) = recording.asking.due(now.mono) else { return };

@@ -22,10 +22,12 @@ mod metadata;
 mod ports;
 mod recording;
 mod refresh;
+pub mod replay;
 mod requests;
 mod send;
 pub mod seqlock;
 mod slots;
+pub mod state;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -44,7 +46,7 @@ use std::time::Duration;
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
 use crate::limits::{MIN_SE, SESSION_EXPIRES};
-use crate::proto::manifest::{Format, Manifest, PeerCertificate};
+use crate::proto::manifest::{self, EventKind, Format, Manifest, PeerCertificate};
 use crate::proto::metadata::Finding;
 use crate::proto::sdp::Codec;
 use crate::proto::sip::{Message, NameAddr, Start};
@@ -53,8 +55,10 @@ use client::Clients;
 use connections::Connections;
 use ending::Drain;
 use finding_log::FindingLog;
+use id::Id;
 use ports::Ports;
 use slots::Slots;
+use state::State;
 use table::Table;
 use timers::Timers;
 use transaction::{Fingerprint, Transactions};
@@ -201,11 +205,29 @@ pub enum Event {
     /// Whole, synced, under its final name. `incomplete` says that something is missing, and the manifest what.
     Committed {
         id: String,
+        /// Its directory, as `Open` named it.
+        path: String,
         incomplete: bool,
     },
     CommitFailed {
         id: String,
         failure: Failure,
+    },
+    /// RTP or RTCP has come for the recording since it was said last, or since its ports were armed. Said now and then.
+    Media {
+        key: RecordingKey,
+        /// No later than this, and hardly earlier.
+        at: Wall,
+    },
+    /// A recording that a dead recorder left is whole: its id and its directory.
+    Recovered {
+        id: String,
+        path: String,
+    },
+    /// An operator wants something done; [`Sessions::take_answers`] has the answer to this ticket.
+    Order {
+        ticket: u64,
+        order: Order,
     },
     /// No new sessions from now on. Running ones are ended with BYE after `grace`.
     Drain {
@@ -335,6 +357,9 @@ pub struct Rules {
     /// For Server and User-Agent, and for the manifest: `sipreel/0.1.0`.
     pub product: String,
     pub terms: Terms,
+    /// In the ids of all its recordings, below [`id::INSTANCES`].
+    pub instance: u16,
+    pub ends: Ends,
 }
 
 /// On what terms sessions are held.
@@ -361,22 +386,49 @@ impl Default for Terms {
     }
 }
 
+/// When sessions end by themselves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// No packet for this long on any stream, while one of them is to bring some. At least [`crate::limits::SILENCE_MIN`].
+    pub media_timeout: Option<Duration>,
+    /// The connection of the newest request is gone and neither media nor a message came for this long.
+    pub transport_timeout: Option<Duration>,
+    /// From the 200 on.
+    pub max_duration: Option<Duration>,
+}
+
+/// What an operator may ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Order {
+    /// End the session of this recording. The note goes into its manifest.
+    End { id: String, note: Option<String> },
+}
+
+/// What became of it: the recording's id, or why not.
+pub type OrderOutcome = Result<String, String>;
+
 /// A thing worth a log line, once. The shell prints it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
-    Started {
-        id: String,
+    /// A session has gone from one state to another.
+    State(Box<Transition>),
+    /// Its streams or its metadata have changed.
+    Updated {
+        id: Id,
         call_id: String,
-        peer: SocketAddr,
-        transport: Transport,
-        certificate: Option<Arc<PeerCertificate>>,
+        at: Wall,
         streams: usize,
     },
-    Ended {
+    /// The recording is whole, under its final name: its directory, as `Open` named it.
+    Whole {
         id: String,
-        call_id: String,
-        cause: String,
-        seconds: u64,
+        path: String,
+        incomplete: bool,
+    },
+    /// It stays under its `.part` name.
+    NotWhole {
+        id: String,
+        why: String,
     },
     Refused {
         call_id: String,
@@ -394,6 +446,28 @@ pub enum Notice {
         peer: SocketAddr,
         why: String,
     },
+}
+
+/// One step of a session's life, as [`state::TABLE`] allows it. From `connecting` or `recovering` to `active` or `paused` it
+/// has started, to `failed` no recording comes of it; to `ending` it has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transition {
+    pub id: Id,
+    pub call_id: String,
+    pub peer: SocketAddr,
+    pub transport: Transport,
+    pub certificate: Option<Arc<PeerCertificate>>,
+    pub from: State,
+    pub to: State,
+    /// A stable word, as in the manifest.
+    pub cause: &'static str,
+    /// What there is to say beyond it.
+    pub detail: Option<String>,
+    pub at: Wall,
+    /// Streams being recorded.
+    pub streams: usize,
+    /// Since its INVITE.
+    pub age: Duration,
 }
 
 /// When the control plane wants to be called again.
@@ -420,6 +494,7 @@ pub struct Sessions {
     commits_pending: usize,
     notices: Vec<Notice>,
     finding_log: FindingLog,
+    answers: Vec<(u64, OrderOutcome)>,
     setup_times: Vec<u64>,
 }
 
@@ -440,6 +515,7 @@ impl Sessions {
             commits_pending: 0,
             notices: Vec::new(),
             finding_log: FindingLog::default(),
+            answers: Vec::new(),
             setup_times: Vec::new(),
             rules,
             counters,
@@ -468,10 +544,19 @@ impl Sessions {
             Event::Changed { key } => self.changed(now, key, out),
             Event::ChangeFailed { key, failure } => self.change_failed(now, key, &failure, out),
             Event::Closed { key } => self.closed(now, key),
-            Event::Committed { incomplete, .. } => self.committed(incomplete),
-            Event::CommitFailed { .. } => {
+            Event::Committed { id, path, incomplete } => self.committed(id, path, incomplete),
+            Event::CommitFailed { id, failure } => {
                 self.counters.commits_failed.add(1);
                 self.commits_pending = self.commits_pending.saturating_sub(1);
+                self.notices.push(Notice::NotWhole { id, why: failure.to_string() });
+            }
+            Event::Recovered { id, path } => {
+                self.notices.push(Notice::Whole { id, path, incomplete: true });
+            }
+            Event::Media { key, at } => self.heard(now, key, at),
+            Event::Order { ticket, order: Order::End { id, note } } => {
+                let outcome = self.end_by_order(now, id, note, out);
+                self.answers.push((ticket, outcome));
             }
             Event::Drain { grace } => {
                 self.begin_drain(now, grace);
@@ -526,21 +611,73 @@ impl Sessions {
         std::mem::take(&mut self.notices)
     }
 
+    /// What became of orders since the last call, by ticket.
+    pub fn take_answers(&mut self) -> Vec<(u64, OrderOutcome)> {
+        std::mem::take(&mut self.answers)
+    }
+
     /// Nanoseconds from INVITE to 200 of the sessions established since the last call.
     pub fn setup_times(&mut self) -> std::vec::Drain<'_, u64> {
         self.setup_times.drain(..)
     }
 
-    fn committed(&mut self, incomplete: bool) {
+    fn committed(&mut self, id: String, path: String, incomplete: bool) {
         self.commits_pending = self.commits_pending.saturating_sub(1);
         self.counters.committed.add(1);
         self.counters.incomplete.add(u64::from(incomplete));
+        self.notices.push(Notice::Whole { id, path, incomplete });
+    }
+
+    /// Takes the session to another state, tells it and shows it. `false`: [`state::TABLE`] does not allow it, nothing is done.
+    fn enter(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        to: State,
+        cause: &'static str,
+        detail: Option<String>,
+    ) -> bool {
+        let Some(recording) = self.slots.get_mut(key) else { return false };
+        let Ok(from) = recording.life.enter(to, now.wall) else {
+            self.counters.transitions_refused.add(1);
+            return false;
+        };
+        let words = format!("{} to {}: {cause}", from.text(), to.text());
+        recording.events.push(manifest::Event::new(now.wall, EventKind::State).detail(words));
+        self.notices.push(Notice::State(Box::new(Transition {
+            id: recording.id,
+            call_id: recording.dialog.call_id.clone(),
+            peer: recording.source.peer,
+            transport: recording.source.transport,
+            certificate: recording.certificate.clone(),
+            from,
+            to,
+            cause,
+            detail,
+            at: now.wall,
+            streams: recording.session.live(),
+            age: Duration::from_nanos(now.wall.0.saturating_sub(recording.start.0)),
+        })));
+        self.count_states(from, to);
+        self.publish(key);
+        true
+    }
+
+    fn count_states(&self, from: State, to: State) {
+        let SessionCounters { active, paused, .. } = &*self.counters;
+        match (from.established(), to.established()) {
+            (false, true) => active.add(1),
+            (true, false) => active.sub(1),
+            _ => {}
+        }
+        paused.sub(u64::from(from == State::Paused));
+        paused.add(u64::from(to == State::Paused));
     }
 
     /// Sets the deadline of a recording by what it waits for.
     fn rearm(&mut self, key: RecordingKey) {
         if let Some(recording) = self.slots.get_mut(key) {
-            let due = recording.due();
+            let due = recording.due(&self.rules.ends);
             self.timers.set(&mut recording.armed, key.slot, due);
         }
     }

@@ -12,15 +12,17 @@ use super::history::{History, Reading, Taken};
 use super::id::Id;
 use super::metadata::Asking;
 use super::refresh::{Agreed, SessionTimer};
-use super::table::{Snapshot, State};
+use super::state::{Life, State};
+use super::table::Snapshot;
 use super::transaction::TransactionId;
-use super::{Flow, OpenStream, PortPair, RecordingKey, Rules, Signal};
+use super::{Ends, Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, SmallFile};
 use crate::clock::{Mono, Wall};
+use crate::counters::EndCause;
 use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
 use crate::proto::manifest::{self, Manifest, PeerCertificate};
 use crate::proto::metadata::Media;
 use crate::proto::raw;
-use crate::proto::sdp::{self, AnswerOrigin, Codec, Line, MediaLine, Offer};
+use crate::proto::sdp::{self, AnswerOrigin, Codec, Direction, Line, MediaLine, Offer};
 use crate::proto::sip::Method;
 
 #[derive(Debug)]
@@ -35,7 +37,9 @@ pub struct Recording {
     pub certificate: Option<Arc<PeerCertificate>>,
     /// Of the newest request in the dialog.
     pub flow: Flow,
-    pub phase: Phase,
+    pub life: Life,
+    pub awaited: Awaited,
+    pub watch: Watch,
     /// The 200 that waits for its ACK.
     pub unacknowledged: Option<Unacknowledged>,
     /// The session timer, when one was agreed on.
@@ -52,21 +56,39 @@ pub struct Recording {
     pub armed: Option<Mono>,
 }
 
-/// ```text
-/// Opening ─Opened─▶ Established ⇄ Changing
-///    │                   └───────────┴──BYE, drain, no ACK──▶ Closing ─Closed─▶ gone
-///    └─CANCEL, drain, timeout─▶ Abandoned ─Opened─▶ Closing       OpenFailed ─▶ gone
-/// ```
-#[derive(Debug)]
-pub enum Phase {
-    /// The files are being made; the INVITE waits.
-    Opening(Box<Opening>),
-    /// The INVITE has been refused meanwhile. What is being made is closed as soon as it is there.
-    Abandoned,
-    Established,
+/// What its ends by itself are counted from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Watch {
+    /// When it was answered.
+    pub answered: Mono,
+    /// When media came last, as far as it is known, or was to be expected from.
+    pub heard: Mono,
+    /// When the newest message of its dialog came.
+    pub signalled: Mono,
+    /// When it was seen that its connection is gone; it is looked at every `transport_timeout`.
+    pub lost: Option<Mono>,
+    pub looked: Mono,
+}
+
+impl Watch {
+    /// When the first of the ends is due that are open to a session in this state.
+    fn due(&self, ends: &Ends, state: State, connected: bool) -> Option<Mono> {
+        let media = ends.media_timeout.filter(|_| state == State::Active).map(|time| self.heard + time);
+        let transport = ends.transport_timeout.filter(|_| connected).map(|time| self.looked + time);
+        let duration = ends.max_duration.map(|time| self.answered + time);
+        [media, transport, duration].into_iter().flatten().min()
+    }
+}
+
+/// The request that waits for the engine, if one does. It says nothing of the session's state, which is in its [`Life`].
+#[derive(Debug, Default)]
+pub enum Awaited {
+    #[default]
+    Nothing,
+    /// The files are being made: as long as the state is `Connecting` or `Recovering`.
+    Files(Box<Opening>),
     /// A re-INVITE or UPDATE waits for its streams.
-    Changing(Box<Changing>),
-    Closing,
+    Streams(Box<Changing>),
 }
 
 #[derive(Debug)]
@@ -142,6 +164,8 @@ pub struct Stream {
     pub kind: String,
     pub codecs: Vec<Codec>,
     pub rtcp_mux: bool,
+    /// The newest offer sends nothing into it: inactive, recvonly, or to nowhere (RFC 3264 §8.4).
+    pub held: bool,
     /// The RTP port that was answered.
     pub port: u16,
     /// `None` once they have been given back.
@@ -160,6 +184,7 @@ impl Stream {
             kind: media.kind.clone(),
             codecs: media.codecs.clone(),
             rtcp_mux: media.rtcp_mux,
+            held: silent(media),
             port: ports.rtp,
             ports: Some(ports),
             participants: Vec::new(),
@@ -194,8 +219,20 @@ impl Stream {
 }
 
 impl MediaSession {
+    /// Before the first offer.
+    pub fn new(origin: AnswerOrigin) -> MediaSession {
+        let (streams, lines, refused) = (Vec::new(), Vec::new(), Vec::new());
+        MediaSession { streams, lines, refused, origin, answer: Bytes::new() }
+    }
+
     pub fn live(&self) -> usize {
         self.lines.iter().flatten().count()
+    }
+
+    /// The state of an established session with these streams: paused while none of them is to bring media.
+    pub fn expects(&self) -> State {
+        let held = self.lines.iter().flatten().all(|index| self.streams[usize::from(*index)].held);
+        if held { State::Paused } else { State::Active }
     }
 
     /// What holds when this offer is answered as planned; `pairs` has a pair for each stream that is added.
@@ -216,7 +253,9 @@ impl MediaSession {
                     None
                 }
                 Plan::Keep(index) => {
-                    new.streams[usize::from(*index)].offered_label.clone_from(&media.label);
+                    let stream = &mut new.streams[usize::from(*index)];
+                    stream.offered_label.clone_from(&media.label);
+                    stream.held = silent(media);
                     Some(*index)
                 }
                 Plan::Add => pairs.next().map(|pair| new.add(m_line, media, pair)),
@@ -309,37 +348,124 @@ impl MediaSession {
     }
 }
 
+/// Whether the SRC sends nothing on this m-line for now.
+fn silent(media: &MediaLine) -> bool {
+    media.held || media.direction.answered() == Direction::Inactive
+}
+
 fn file_safe(label: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
     label.chars().take(64).map(safe).collect()
 }
 
 impl Recording {
-    /// The next moment at which it has to act by itself.
-    pub fn due(&self) -> Option<Mono> {
-        match &self.phase {
-            Phase::Opening(opening) => Some(opening.deadline),
-            _ => {
-                let ack = self.unacknowledged.as_ref().map(|waiting| waiting.next.min(waiting.deadline));
-                ack.into_iter().chain(self.timer.map(|timer| timer.due())).min()
-            }
+    /// A session that has just begun.
+    pub fn new(
+        key: RecordingKey,
+        id: Id,
+        start: Wall,
+        dialog: Dialog,
+        flow: Flow,
+        session: MediaSession,
+    ) -> Recording {
+        Recording {
+            key,
+            id,
+            start,
+            dialog,
+            source: flow,
+            certificate: None,
+            flow,
+            life: Life::new(start),
+            awaited: Awaited::Nothing,
+            watch: Watch::default(),
+            unacknowledged: None,
+            timer: None,
+            inviting: false,
+            negotiated: true,
+            session,
+            history: History::default(),
+            events: Events::default(),
+            asking: Asking::default(),
+            armed: None,
         }
+    }
+
+    /// The manifest of a recording that is being made.
+    pub fn first_manifest(&self, rules: &Rules) -> SmallFile {
+        let mut manifest = self.manifest(rules, self.start, EndCause::Bye, None);
+        manifest.state = manifest::State::Recording;
+        (manifest.end, manifest.end_cause) = (None, None);
+        let bytes = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+        SmallFile { name: "recording.json".to_owned(), bytes: bytes.into() }
+    }
+
+    /// The next moment at which it has to act by itself.
+    pub fn due(&self, ends: &Ends) -> Option<Mono> {
+        if let Awaited::Files(opening) = &self.awaited {
+            return Some(opening.deadline);
+        }
+        let ack = self.unacknowledged.as_ref().map(|waiting| waiting.next.min(waiting.deadline));
+        let connected = self.flow.connection.is_some();
+        let end = self.established().then(|| self.watch.due(ends, self.state(), connected)).flatten();
+        let timer = self.timer.map(|timer| timer.due());
+        [ack, timer, end].into_iter().flatten().min()
+    }
+
+    /// Which of its ends by itself has come. `reachable`: its connection is there, if it needs one.
+    pub fn over(&mut self, ends: &Ends, reachable: bool, now: Mono) -> Option<EndCause> {
+        let watch = &mut self.watch;
+        let past = |since: Mono, time: Option<Duration>| time.is_some_and(|time| since + time <= now);
+        if past(watch.answered, ends.max_duration) {
+            return Some(EndCause::MaxDuration);
+        }
+        // A session that is held expects no media, and its peer may close a connection that nothing goes over.
+        if self.life.state() != State::Active {
+            watch.looked = now;
+            return None;
+        }
+        if past(watch.heard, ends.media_timeout) {
+            return Some(EndCause::MediaTimeout);
+        }
+        if past(watch.looked, ends.transport_timeout) {
+            let before = watch.lost.take();
+            watch.looked = now;
+            watch.lost = (!reachable).then_some(now);
+            let silent = before.is_some_and(|lost| watch.heard.max(watch.signalled) <= lost);
+            return (silent && !reachable).then_some(EndCause::TransportLost);
+        }
+        None
     }
 
     /// Requests in its dialog are taken.
     pub fn established(&self) -> bool {
-        matches!(self.phase, Phase::Established | Phase::Changing(_))
+        self.life.state().established()
     }
 
     /// The change under way, if there is one; it no longer is.
     pub fn take_changing(&mut self) -> Option<Box<Changing>> {
-        match std::mem::replace(&mut self.phase, Phase::Established) {
-            Phase::Changing(changing) => Some(changing),
+        match std::mem::take(&mut self.awaited) {
+            Awaited::Streams(changing) => Some(changing),
             other => {
-                self.phase = other;
+                self.awaited = other;
                 None
             }
         }
+    }
+
+    /// The INVITE that began it and still waits, if it does; it no longer does.
+    pub fn take_opening(&mut self) -> Option<Box<Opening>> {
+        match std::mem::take(&mut self.awaited) {
+            Awaited::Files(opening) => Some(opening),
+            other => {
+                self.awaited = other;
+                None
+            }
+        }
+    }
+
+    pub fn state(&self) -> State {
+        self.life.state()
     }
 
     pub fn snapshot(&self) -> Snapshot {
@@ -348,13 +474,11 @@ impl Recording {
             id: self.id,
             call_id: self.dialog.call_id.clone(),
             peer: self.source.peer,
-            state: match self.phase {
-                Phase::Opening(_) => State::Opening,
-                Phase::Established => State::Established,
-                Phase::Changing(_) => State::Changing,
-                Phase::Abandoned | Phase::Closing => State::Closing,
-            },
+            state: self.life.state(),
             start: self.start,
+            updated: self.life.updated,
+            last_signalling: self.life.last_signalling,
+            last_media: self.life.last_media,
             streams: self.session.live() as u8,
         }
     }
@@ -393,7 +517,7 @@ impl Recording {
     }
 
     /// The manifest, as far as the control plane knows it.
-    pub fn manifest(&self, rules: &Rules, end: Wall, cause: &str) -> Manifest {
+    pub fn manifest(&self, rules: &Rules, end: Wall, cause: EndCause, note: Option<String>) -> Manifest {
         Manifest {
             version: 1,
             recorder: rules.product.clone(),
@@ -402,7 +526,9 @@ impl Recording {
             format: rules.format,
             start: self.start,
             end: Some(end),
-            end_cause: Some(cause.to_owned()),
+            end_cause: Some(cause.text().to_owned()),
+            end_note: note,
+            session: self.life.manifest(),
             sip: manifest::Sip {
                 call_id: self.dialog.call_id.clone(),
                 remote_tag: self.dialog.remote_tag.clone(),

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use super::client::Purpose;
 use super::invite::contact;
-use super::recording::{Phase, Recording};
+use super::recording::{Awaited, Recording};
 use super::send::{ALLOW, Ask, Refusal};
 use super::{Command, RecordingKey, Sessions, Terms};
 use crate::clock::{Mono, Now};
-use crate::counters::RefuseCause;
+use crate::counters::{EndCause, RefuseCause};
 use crate::limits::{MIN_SE, REFRESH_AGAIN, SESSION_END_AHEAD};
 use crate::proto::manifest::{Event, EventKind};
 use crate::proto::sdp;
@@ -123,7 +123,7 @@ impl Sessions {
         };
         if timer.ends_at <= now.mono {
             self.counters.sessions_expired.add(1);
-            return self.hang_up(now, key, "session_expired", out);
+            return self.hang_up(now, key, EndCause::SessionExpired, None, out);
         }
         if timer.refresh_at.is_some_and(|at| at <= now.mono) {
             timer.refresh_at = None;
@@ -142,7 +142,8 @@ impl Sessions {
             ("Supported", "timer".to_owned()),
             ("Session-Expires", format!("{};refresher=uac", timer.seconds)),
         ];
-        let busy = recording.unacknowledged.is_some() || !matches!(recording.phase, Phase::Established);
+        let quiet = recording.established() && matches!(recording.awaited, Awaited::Nothing);
+        let busy = recording.unacknowledged.is_some() || !quiet;
         if by_invite && busy {
             return self.refresh_later(now, key, REFRESH_AGAIN);
         }
@@ -193,7 +194,7 @@ impl Sessions {
             // The SRC does not know the session any more, or is gone (RFC 3261 §12.2.1.2).
             408 | 481 => {
                 self.counters.refreshes_failed.add(1);
-                return self.hang_up(now, key, "refresh_failed", out);
+                return self.hang_up(now, key, EndCause::RefreshFailed, None, out);
             }
             _ => {
                 self.counters.refreshes_failed.add(1);

@@ -5,7 +5,6 @@ use bytes::Bytes;
 use super::client::{Asker, Purpose, Taken};
 use super::content::{ContentError, content};
 use super::invite::bad_content;
-use super::recording::Phase;
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::transaction::{Acknowledged, Identity, TransactionId};
 use super::{Command, Flow, RecordingKey, Sessions, Signal, Transport};
@@ -129,7 +128,7 @@ impl Sessions {
             (Some(id), _) => self.repeated(now, request, id, out),
             (None, _) => {
                 let merged = self.begin(&mut request, identity);
-                self.note_received(&request, out);
+                self.note_received(now, &request, out);
                 match inspect(&request, merged) {
                     Err(refusal) => self.refuse(now, &request, &refusal, out),
                     Ok(()) => self.dispatch(now, &request, out),
@@ -146,7 +145,7 @@ impl Sessions {
         found: Option<TransactionId>,
         out: &mut Vec<Command>,
     ) {
-        self.note_received(request, out);
+        self.note_received(now, request, out);
         let of_2xx = found.is_none_or(|id| self.transactions.ack(now.mono, id) == Acknowledged::Success);
         if of_2xx {
             self.ack(now, request, out);
@@ -157,7 +156,7 @@ impl Sessions {
         self.counters.retransmissions_received.add(1);
         // An initial INVITE has no To tag, so only its transaction knows the recording.
         request.owner = request.owner.or(self.transactions.owner(id));
-        self.note_received(&request, out);
+        self.note_received(now, &request, out);
         if let Some(resend) = self.transactions.again(id) {
             self.resend(now, resend, out);
         }
@@ -283,8 +282,12 @@ impl Sessions {
         (recording.dialog.local_tag == tag && recording.dialog.matches(checked)).then_some(key)
     }
 
-    fn note_received(&mut self, request: &Request, out: &mut Vec<Command>) {
+    fn note_received(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
         if let Some(key) = request.owner {
+            if let Some(recording) = self.slots.get_mut(key) {
+                recording.life.last_signalling = request.at;
+                recording.watch.signalled = now.mono;
+            }
             let signal =
                 Signal { at: request.at, received: true, flow: request.flow, bytes: request.bytes.clone() };
             self.signal(key, signal, out);
@@ -303,7 +306,7 @@ impl Sessions {
             Some(recording) => recording.dialog.local_tag.clone(),
             None => self.stateless_tag(request.bytes),
         };
-        let opening = recording.is_some_and(|recording| matches!(recording.phase, Phase::Opening(_)));
+        let opening = recording.is_some_and(|recording| recording.state().opening());
         let ok = self.build(request.message, 200, Some(&tag), request.flow).finish();
         self.respond(now, request, 200, ok, out);
         // A re-INVITE whose streams are being armed is past recall: its 200 comes as if it had crossed the CANCEL.

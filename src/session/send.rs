@@ -6,7 +6,7 @@ use serde_json::json;
 use std::borrow::Cow;
 
 use super::client::{self, Asker, Purpose};
-use super::recording::{Pending, Phase};
+use super::recording::{Awaited, Pending};
 use super::transaction::{Resend, TransactionId};
 use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, Transport, id};
 use crate::clock::{Now, Wall};
@@ -294,12 +294,13 @@ impl Sessions {
     /// A message of the dialog, for the pcap. While the files are being made it waits; after the end it is too late.
     pub(super) fn signal(&mut self, key: RecordingKey, signal: Signal, out: &mut Vec<Command>) {
         let Some(recording) = self.slots.get_mut(key) else { return };
-        match &mut recording.phase {
-            Phase::Opening(opening) if opening.signals.len() < SIGNALS_PENDING_MAX => {
+        let established = recording.established();
+        match &mut recording.awaited {
+            Awaited::Files(opening) if opening.signals.len() < SIGNALS_PENDING_MAX => {
                 opening.signals.push(signal)
             }
-            Phase::Established | Phase::Changing(_) => out.push(Command::Signal { key, signal }),
-            Phase::Opening(_) | Phase::Abandoned | Phase::Closing => {}
+            _ if established => out.push(Command::Signal { key, signal }),
+            _ => {}
         }
     }
 

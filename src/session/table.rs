@@ -8,20 +8,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use super::RecordingKey;
 use super::id::Id;
 use super::seqlock::Seqlock;
+use super::state::State;
 use crate::clock::Wall;
 use crate::limits::{TABLE_READ_ATTEMPTS, TABLE_TEXT};
-
-/// Where a recording session stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum State {
-    /// The INVITE is being answered: files are opened, ports armed.
-    Opening,
-    Established,
-    /// A re-INVITE that changes streams is being answered.
-    Changing,
-    /// Ended; the ports are falling silent.
-    Closing,
-}
 
 /// One recording session as it was at some moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +22,10 @@ pub struct Snapshot {
     pub peer: SocketAddr,
     pub state: State,
     pub start: Wall,
+    /// The last transition, or the last change of its streams or metadata.
+    pub updated: Wall,
+    pub last_signalling: Wall,
+    pub last_media: Option<Wall>,
     /// Streams being recorded now.
     pub streams: u8,
 }
@@ -84,8 +77,9 @@ impl Table {
     }
 }
 
-/// Word 0: occupied, state, streams, reactor, generation. Words 1–2: id. 3: start. 4–6: peer. 7: length of the text. 8…: text.
-const TEXT: usize = 8;
+/// Word 0: occupied, state, streams, reactor, generation. Words 1–2: id. 3: start. 4–6: peer. 7: length of the text.
+/// 8: updated. 9: last signalling. 10: last media, or 0. 11…: text.
+const TEXT: usize = 11;
 const WORDS: usize = TEXT + TABLE_TEXT.div_ceil(8);
 
 const OCCUPIED: u64 = 1 << 63;
@@ -109,6 +103,9 @@ fn encode(snapshot: &Snapshot) -> [u64; WORDS] {
     words[6] = v6 << 16 | u64::from(snapshot.peer.port());
     let text = truncate(&snapshot.call_id).as_bytes();
     words[7] = text.len() as u64;
+    words[8] = snapshot.updated.0;
+    words[9] = snapshot.last_signalling.0;
+    words[10] = snapshot.last_media.map_or(0, |at| at.0);
     for (word, chunk) in words[TEXT..].iter_mut().zip(text.chunks(8)) {
         let mut bytes = [0; 8];
         bytes[..chunk.len()].copy_from_slice(chunk);
@@ -132,9 +129,11 @@ fn decode(slot: u32, words: &[u64; WORDS]) -> Option<Snapshot> {
         id: Id(u128::from(words[1]) << 64 | u128::from(words[2])),
         call_id: String::from_utf8_lossy(&text[..words[7] as usize]).into_owned(),
         peer: SocketAddr::new(ip, words[6] as u16),
-        state: [State::Opening, State::Established, State::Changing, State::Closing]
-            [(words[0] >> 48 & 3) as usize],
+        state: *State::ALL.get((words[0] >> 48 & 7) as usize)?,
         start: Wall(words[3]),
+        updated: Wall(words[8]),
+        last_signalling: Wall(words[9]),
+        last_media: Some(Wall(words[10])).filter(|at| at.0 != 0),
         streams: (words[0] >> 40) as u8,
     })
 }
@@ -154,8 +153,11 @@ mod tests {
             id: Id(0x0192_3456_789a_7bcd_8ef0_1234_5678_9abc),
             call_id: call_id.to_owned(),
             peer: peer.parse().unwrap(),
-            state: State::Changing,
+            state: State::Failed,
             start: Wall(1_795_336_245_123_456_789),
+            updated: Wall(1_795_336_246_000_000_000),
+            last_signalling: Wall(1_795_336_247_000_000_000),
+            last_media: (slot != 1).then_some(Wall(1_795_336_248_000_000_000)),
             streams: 16,
         }
     }

@@ -35,6 +35,8 @@ pub enum Command {
     Stats(StatsArgs),
     /// List the sessions that are being recorded now
     Sessions(ClientArgs),
+    /// End the session of a recording: its SRC gets a BYE, its files are completed
+    End(EndArgs),
     /// Look at this box and say what will hurt: limits, kernel, network card, ports, clock, disk
     ///
     /// Exit code: 0 nothing worse than a note, 1 warnings, 2 something that will fail or lose packets (or flags that
@@ -278,6 +280,26 @@ pub struct RecordArgs {
     #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
+    /// End a session whose streams all bring no packet for so long; 0: never
+    ///
+    /// An SRC that has died sends no BYE, and its ports would never come back. Sessions that are held are left alone, and RTCP
+    /// counts as media; an SRC that sends neither in silence needs a longer time.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration)]
+    pub media_timeout: Duration,
+
+    /// End a session over TCP or TLS whose connection is gone, when neither media nor a message has come for so long; 0: never
+    ///
+    /// A connection that ends is not the end of a call: SRCs close idle ones, and send the BYE over another. But an SRC
+    /// that is gone with all it sent need not be waited for as long as for one that is only silent.
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
+    pub transport_timeout: Duration,
+
+    /// End a session after so long, whatever comes; 0: never
+    ///
+    /// For sites where no call lasts for longer, and a recording that does must be the SRC's mistake.
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = parse_duration)]
+    pub max_duration: Duration,
+
     /// Unix socket for `sipreel stats` and monitoring [default: $XDG_RUNTIME_DIR/sipreel.sock, else
     /// /run/sipreel/sipreel.sock]
     ///
@@ -326,6 +348,20 @@ pub struct RecordArgs {
     /// info has two lines per call; warn suits a box with many calls a second.
     #[arg(long, value_enum, default_value_t = LogLevel::Info)]
     pub log_level: LogLevel,
+}
+
+#[derive(Args, Debug)]
+pub struct EndArgs {
+    /// The recording's id, as `sipreel sessions` shows it
+    pub id: String,
+
+    /// Why, in a few words, for the recording's manifest (`end_note`)
+    #[arg(long, value_name = "TEXT")]
+    pub cause: Option<String>,
+
+    /// The recorder's --stats-socket [default: the places where `sipreel record` puts it]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -16,9 +16,10 @@ use crate::engine::Settings;
 use crate::engine::media_source::Kind;
 use crate::engine::tls::identity::IdentityFiles;
 use crate::limits::{
-    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_ALIGNMENT, MIN_SE, REACTORS_MAX, SESSIONS_MAX, TCP_CONNECTIONS, TICK,
+    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_ALIGNMENT, MIN_SE, REACTORS_MAX, SESSIONS_MAX, SILENCE_MIN,
+    TCP_CONNECTIONS, TICK,
 };
-use crate::session::Terms;
+use crate::session::{Ends, Terms};
 
 /// What of the host the meaning of the flags depends on.
 #[derive(Clone, Debug)]
@@ -72,6 +73,7 @@ pub enum Refusal {
     FlushTooShort(Duration),
     MinSeTooShort(Duration),
     SessionExpiresTooShort { asked: Duration, least: Duration },
+    SilenceTooShort { flag: &'static str, typed: Duration },
     Directory { dir: PathBuf, what: &'static str, error: io::Error },
     Callbacks(callbacks::Refusal),
 }
@@ -100,6 +102,11 @@ impl Config {
             strict_siprec: args.strict_siprec,
             explain_refusals: args.explain_refusals == Switch::On,
             answer_metadata: args.answer_metadata == Switch::On,
+            ends: Ends {
+                media_timeout: silence("--media-timeout", args.media_timeout)?,
+                transport_timeout: silence("--transport-timeout", args.transport_timeout)?,
+                max_duration: Some(args.max_duration).filter(|time| !time.is_zero()),
+            },
             product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
             terms: terms(args)?,
             // Last, because it leaves a directory behind.
@@ -275,6 +282,15 @@ fn terms(args: &RecordArgs) -> Result<Terms, Refusal> {
     Ok(Terms { session_expires, min_se, plain_sdp, empty_invite })
 }
 
+/// A time after which silence ends a session; 0 is never.
+fn silence(flag: &'static str, typed: Duration) -> Result<Option<Duration>, Refusal> {
+    match typed {
+        Duration::ZERO => Ok(None),
+        typed if typed < SILENCE_MIN => Err(Refusal::SilenceTooShort { flag, typed }),
+        typed => Ok(Some(typed)),
+    }
+}
+
 /// Makes the directory if it is missing, and proves with a file that recordings can be written there.
 fn directory(dir: &Path) -> Result<PathBuf, Refusal> {
     let refuse = |what| move |error| Refusal::Directory { dir: dir.to_path_buf(), what, error };
@@ -384,6 +400,12 @@ impl fmt::Display for Refusal {
                 asked.as_secs(),
                 least.as_secs()
             ),
+            Refusal::SilenceTooShort { flag, typed } => write!(
+                f,
+                "{flag} {} ms is too short to tell silence from a pause: give at least {} s, or 0 for never",
+                typed.as_millis(),
+                SILENCE_MIN.as_secs()
+            ),
             Refusal::Directory { dir, what, error } => write!(
                 f,
                 "--dir {} cannot {what} ({error}): give a directory that this user can write",
@@ -458,6 +480,19 @@ mod tests {
     fn callbacks_that_nobody_could_trust() {
         assert!(matches!(refusal("--callback http://a/x"), Refusal::Callbacks(callbacks::Refusal::NoSecret)));
         assert!(matches!(refusal("--callback-queue-size 300M"), Refusal::Callbacks(_)));
+    }
+
+    #[test]
+    fn ends_of_sessions() {
+        let ends = config("").unwrap().settings.ends;
+        let seconds = Duration::from_secs;
+        assert_eq!((ends.media_timeout, ends.transport_timeout), (Some(seconds(300)), Some(seconds(60))));
+        assert_eq!(ends.max_duration, None);
+        let ends = config("--media-timeout 0 --transport-timeout 0 --max-duration 4h").unwrap().settings.ends;
+        assert_eq!(ends, Ends { max_duration: Some(seconds(14_400)), ..Ends::default() });
+        for flag in ["--media-timeout", "--transport-timeout"] {
+            assert!(matches!(refusal(&format!("{flag} 2999ms")), Refusal::SilenceTooShort { .. }));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use callbacks::Callbacks;
-use cli::{Cli, ClientArgs, Command, DemoArgs, ExplainArgs, Ports, RecordArgs, StatsArgs};
+use cli::{Cli, ClientArgs, Command, DemoArgs, EndArgs, ExplainArgs, Ports, RecordArgs, StatsArgs};
 use config::{Config, Host, Listed, Refusal};
 use signals::{Wish, Wishes};
 use stats::Identity;
@@ -44,6 +44,7 @@ pub fn run(cli: &Cli, demo: impl FnOnce(&DemoArgs) -> ExitCode) -> ExitCode {
         }
         Command::Stats(args) => ask(&args.client, stats_client::stats, stats_client::stats_table),
         Command::Sessions(args) => ask(args, stats_client::sessions, stats_client::sessions_table),
+        Command::End(args) => end(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain(args),
         Command::Demo(args) => demo(args),
@@ -224,15 +225,27 @@ fn ended(outcome: &Outcome) -> Result<(), Failure> {
     }
 }
 
+fn end(args: &EndArgs) -> ExitCode {
+    match stats_client::end(&sockets(args.socket.as_ref()), &args.id, args.cause.as_deref()) {
+        Ok(id) => print(&format!("ended {id}\n")),
+        Err(error) => complain(&error),
+    }
+}
+
+/// Where a recorder may answer.
+fn sockets(given: Option<&PathBuf>) -> Vec<PathBuf> {
+    match given {
+        Some(path) => vec![path.clone()],
+        None => config::default_sockets(std::env::var_os("XDG_RUNTIME_DIR").as_deref()),
+    }
+}
+
 fn ask(
     args: &ClientArgs,
     query: fn(&[PathBuf]) -> Result<String, stats_client::NoAnswer>,
     table: fn(&str) -> Result<String, stats_client::NoAnswer>,
 ) -> ExitCode {
-    let paths = match &args.socket {
-        Some(path) => vec![path.clone()],
-        None => config::default_sockets(std::env::var_os("XDG_RUNTIME_DIR").as_deref()),
-    };
+    let paths = sockets(args.socket.as_ref());
     let text = query(&paths).and_then(|reply| if args.json { Ok(reply) } else { table(&reply) });
     match text {
         Ok(text) => print(&text),

@@ -14,13 +14,13 @@ use super::callbacks;
 use super::stats_socket::{Answer, Query};
 use crate::clock::{Now, Wall};
 use crate::counters::{
-    ConnectionEnd, ConnectionRefusal, Counter, DropCause, HandshakeFailure, ReactorCounters, RefuseCause,
-    SessionCounters, TlsVersion,
+    ConnectionEnd, ConnectionRefusal, Counter, DropCause, EndCause, HandshakeFailure, ReactorCounters,
+    RecoveryCounters, RefuseCause, SessionCounters, TlsVersion,
 };
 use crate::engine::{Gauges, cpu};
 use crate::proto::metadata::Code;
 use crate::proto::sip::Method;
-use crate::session::table;
+use crate::session::{Order, table};
 
 /// What does not change while a recorder runs.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -69,8 +69,14 @@ pub struct Stats {
 #[serde(default)]
 pub struct Sessions {
     pub active: u64,
+    /// Of these, those whose every stream is held.
+    pub paused: u64,
     /// Answered 200 since the start.
     pub total: u64,
+    /// By cause.
+    pub ended: BTreeMap<String, u64>,
+    /// Transitions that a session's state does not allow; anything but 0 is a defect of the recorder.
+    pub transitions_refused: u64,
     pub refused_total: u64,
     pub refused: BTreeMap<String, u64>,
 }
@@ -140,6 +146,10 @@ pub struct Recordings {
     pub commits_failed: u64,
     /// Committed with something missing; their manifests say what.
     pub incomplete: u64,
+    /// Left by a recorder that died: still to be looked at, finished, and left as they are.
+    pub recovering: u64,
+    pub recovered: u64,
+    pub recoveries_failed: u64,
     pub metadata_bodies: u64,
     pub metadata_not_understood: u64,
     /// Findings about metadata by code; codes never found are absent.
@@ -213,10 +223,15 @@ pub struct Session {
     /// The first bytes of the Call-ID.
     pub call_id: String,
     pub peer: String,
-    /// `opening`, `established`, `changing`, `closing`.
+    /// `connecting`, `recovering`, `active`, `paused`, `ending`, `failed`.
     pub state: String,
     /// RFC 3339 UTC.
     pub start: String,
+    /// The last transition, or the last change of streams or metadata.
+    pub updated: String,
+    pub last_signalling: String,
+    /// None so far: null.
+    pub last_media: Option<String>,
     pub seconds: f64,
     pub streams: u8,
     pub reactor: u8,
@@ -225,6 +240,7 @@ pub struct Session {
 const HELP: &str = "\
 stats     every counter, one line of JSON
 sessions  the sessions being recorded, one line of JSON each, then an empty line
+end ID    end the session of this recording; what follows the ID goes into its manifest; {\"ended\":\"ID\"}
 help      this text, then an empty line
 A command that is none of these is answered with one line: {\"error\":\"…\"}
 ";
@@ -249,6 +265,13 @@ pub fn answer(
         }
         Query::Sessions => sessions(&gauges.table, cpu::now().wall, reply),
         Query::Help => writeln!(reply, "{HELP}"),
+        Query::End { id, note } => {
+            let said = match gauges.orders.give(Order::End { id, note }) {
+                Ok(ended) => serde_json::json!({ "ended": ended }),
+                Err(error) => serde_json::json!({ "error": error }),
+            };
+            writeln!(reply, "{said}")
+        }
     })
 }
 
@@ -272,6 +295,15 @@ impl Stats {
             reactors,
             histograms.map(|h| Quantiles::new(&h)),
         )
+        .recovery(&gauges.recovery)
+    }
+
+    fn recovery(mut self, recovery: &RecoveryCounters) -> Stats {
+        let recordings = &mut self.recordings;
+        recordings.recovering = recovery.recovering.get();
+        recordings.recovered = recovery.recovered.get();
+        recordings.recoveries_failed = recovery.failed.get();
+        self
     }
 
     fn new(
@@ -315,7 +347,10 @@ impl Sessions {
         let refused = by_name(RefuseCause::ALL.iter().map(|cause| cause.text()), &session.refused);
         Sessions {
             active: session.active.get(),
+            paused: session.paused.get(),
             total: session.total.get(),
+            ended: by_name(EndCause::ALL.iter().map(|cause| cause.text()), &session.ended),
+            transitions_refused: session.transitions_refused.get(),
             refused_total: refused.values().sum(),
             refused,
         }
@@ -353,6 +388,9 @@ impl Recordings {
             committed: session.committed.get(),
             commits_failed: session.commits_failed.get(),
             incomplete: session.incomplete.get(),
+            recovering: 0,
+            recovered: 0,
+            recoveries_failed: 0,
             metadata_bodies: session.metadata_bodies.get(),
             metadata_not_understood: session.metadata_not_understood.get(),
             snapshots_requested: session.snapshots_requested.get(),
@@ -500,8 +538,11 @@ impl Session {
             id: snapshot.id.to_string(),
             call_id: snapshot.call_id.clone(),
             peer: snapshot.peer.to_string(),
-            state: format!("{:?}", snapshot.state).to_lowercase(),
+            state: snapshot.state.text().to_owned(),
             start: snapshot.start.to_string(),
+            updated: snapshot.updated.to_string(),
+            last_signalling: snapshot.last_signalling.to_string(),
+            last_media: snapshot.last_media.map(|at| at.to_string()),
             seconds: Duration::from_nanos(now.0.saturating_sub(snapshot.start.0)).as_secs_f64(),
             streams: snapshot.streams,
             reactor: snapshot.key.reactor,
@@ -524,6 +565,7 @@ fn by_name<'a>(names: impl Iterator<Item = &'a str>, counters: &[Counter]) -> BT
 mod tests {
     use super::*;
     use crate::session::RecordingKey;
+    use crate::session::state::State;
     use serde_json::{Value, json};
 
     /// Two reactors, the second with a packet that nobody accounts for.
@@ -610,8 +652,11 @@ mod tests {
             id: crate::session::id::Id(0x0199_2c3d_4e5f_7abc_8def_0123_4567_89ab),
             call_id: "a\"b@sbc.example".into(),
             peer: "192.0.2.9:5060".parse().unwrap(),
-            state: table::State::Established,
+            state: State::Active,
             start: Wall(1_000_000_000),
+            updated: Wall(1_000_000_000),
+            last_signalling: Wall(2_000_000_000),
+            last_media: None,
             streams: 2,
         });
         let mut reply = Vec::new();
@@ -621,7 +666,8 @@ mod tests {
         assert_eq!(rest, "\n");
         let expected = json!({
             "id": "01992c3d-4e5f-7abc-8def-0123456789ab", "call_id": "a\"b@sbc.example", "peer": "192.0.2.9:5060",
-            "state": "established", "start": "1970-01-01T00:00:01.000000Z", "seconds": 2.5, "streams": 2, "reactor": 1,
+            "state": "active", "start": "1970-01-01T00:00:01.000000Z", "updated": "1970-01-01T00:00:01.000000Z",
+            "last_signalling": "1970-01-01T00:00:02.000000Z", "last_media": null, "seconds": 2.5, "streams": 2, "reactor": 1,
         });
         assert_eq!(serde_json::from_str::<Value>(line).unwrap(), expected);
     }
@@ -635,7 +681,7 @@ mod tests {
 
     #[test]
     fn help_names_every_command_and_ends_with_an_empty_line() {
-        assert!(["stats ", "sessions ", "help "].iter().all(|command| HELP.contains(command)));
+        assert!(["stats ", "sessions ", "end ", "help "].iter().all(|command| HELP.contains(command)));
         assert!(HELP.lines().all(|line| !line.is_empty()));
     }
 }

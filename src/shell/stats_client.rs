@@ -45,6 +45,25 @@ pub fn sessions(paths: &[PathBuf]) -> Result<String, NoAnswer> {
     }
 }
 
+/// Ends the session of this recording; its id as the recorder has it.
+pub fn end(paths: &[PathBuf], id: &str, cause: Option<&str>) -> Result<String, NoAnswer> {
+    #[derive(serde::Deserialize)]
+    struct Ended {
+        ended: String,
+    }
+    let mut recorder = connect(paths)?;
+    // One line is one command.
+    let words = |text: &str| text.replace(char::is_control, " ");
+    let (id, cause) = (words(id), words(cause.unwrap_or_default()));
+    let mut line = String::new();
+    writeln!(recorder.get_mut(), "end {id} {cause}")
+        .and_then(|()| recorder.read_line(&mut line))
+        .map_err(NoAnswer::Broken)?;
+    checked(&line)?;
+    let ended: Ended = serde_json::from_str(&line).map_err(|error| NoAnswer::Reply(error.to_string()))?;
+    Ok(ended.ended)
+}
+
 /// The first path that somebody listens at.
 fn connect(paths: &[PathBuf]) -> Result<BufReader<UnixStream>, NoAnswer> {
     let mut tried = Vec::new();
@@ -113,8 +132,12 @@ fn write_control(page: &mut String, stats: &Stats) -> fmt::Result {
     row(
         page,
         "sessions",
-        &format!("{} active of at most {max}, {} since the start", sessions.active, sessions.total),
+        &format!(
+            "{} active of at most {max}, {} of them paused, {} since the start",
+            sessions.active, sessions.paused, sessions.total
+        ),
     )?;
+    row(page, "ended", &causes(sessions.ended.values().sum(), &sessions.ended))?;
     row(page, "refused", &causes(sessions.refused_total, &sessions.refused))?;
     row(page, "set-up", &latency(&stats.setup_ns))?;
     row(
@@ -399,7 +422,7 @@ mod tests {
         let reply = json!({
             "recorder": {"version": "0.1.0", "pid": 42, "cores": "0-1", "dir": "/srv/rec", "sessions_max": 5_000},
             "uptime_seconds": 11_530.2,
-            "sessions": {"active": 2, "total": 10, "refused_total": 4, "refused": {"no_port": 3, "draining": 1, "overload": 0}},
+            "sessions": {"active": 2, "paused": 1, "total": 10, "ended": {"bye": 7, "drain": 1}, "refused_total": 4, "refused": {"no_port": 3, "draining": 1, "overload": 0}},
             "setup_ns": {"count": 10, "p50": 1_250_000, "p99": 3_000_000, "max": 4_000_000_000u64},
             "ports": {"free": 7, "used": 4, "cooling": 1},
             "sip": {"requests": {"INVITE": 14, "BYE": 8, "INFO": 0}, "responses": {"200": 20}},
@@ -411,7 +434,8 @@ mod tests {
         });
         let expected = "\
 sipreel 0.1.0, pid 42, up 3 h 12 min, on CPU 0-1, writing to /srv/rec
-sessions      2 active of at most 5000, 10 since the start
+sessions      2 active of at most 5000, 1 of them paused, 10 since the start
+ended         8 (bye 7, drain 1)
 refused       4 (draining 1, no_port 3)
 set-up        half within 1.2 ms, 99% within 3.0 ms, longest 4.0 s (of 10)
 port pairs    7 free, 4 in use, 1 cooling
@@ -458,7 +482,7 @@ reactor  received  recorded  staged  dropped  kernel drops  blocks  writes  erro
     #[test]
     fn sessions_for_people_oldest_first() {
         let line = |id: &str, start: &str, call_id: &str| {
-            json!({"id": id, "state": "established", "start": start, "seconds": 75.0, "streams": 2, "reactor": 0,
+            json!({"id": id, "state": "active", "start": start, "seconds": 75.0, "streams": 2, "reactor": 0,
                 "peer": "192.0.2.9:5060", "call_id": call_id})
         };
         let reply = format!(
@@ -467,9 +491,9 @@ reactor  received  recorded  staged  dropped  kernel drops  blocks  writes  erro
             line("0199a", "2026-11-22T08:30:00Z", "old")
         );
         let expected = "\
-recording  state        for         streams  reactor  peer            Call-ID
-0199a      established  1 min 15 s        2        0  192.0.2.9:5060  old
-0199b      established  1 min 15 s        2        0  192.0.2.9:5060  new?[2J
+recording  state   for         streams  reactor  peer            Call-ID
+0199a      active  1 min 15 s        2        0  192.0.2.9:5060  old
+0199b      active  1 min 15 s        2        0  192.0.2.9:5060  new?[2J
 ";
         assert_eq!(sessions_table(&reply).unwrap(), expected);
         assert_eq!(sessions_table("").unwrap(), "no session is being recorded\n");

@@ -17,7 +17,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use super::config::StatsSocket;
 use crate::clock::Mono;
 use crate::engine::cpu;
-use crate::limits::{STATS_CLIENTS, STATS_LINE_MAX, STATS_TIMEOUT};
+use crate::limits::{NOTE_MAX, STATS_CLIENTS, STATS_LINE_MAX, STATS_TIMEOUT};
 
 /// The recorder's user and group may ask; nobody else.
 const MODE: u32 = 0o660;
@@ -27,11 +27,17 @@ const REPLY_BUFFER: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Every command of the socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Query {
     Stats,
     Sessions,
     Help,
+    /// End the session of this recording.
+    End {
+        id: String,
+        /// Printable, at most [`NOTE_MAX`] characters.
+        note: Option<String>,
+    },
 }
 
 impl Query {
@@ -40,8 +46,19 @@ impl Query {
             b"stats" => Some(Query::Stats),
             b"sessions" => Some(Query::Sessions),
             b"help" => Some(Query::Help),
-            _ => None,
+            line => Query::end(str::from_utf8(line).ok()?),
         }
+    }
+}
+
+impl Query {
+    /// `end ID`, and what the operator says of it.
+    fn end(line: &str) -> Option<Query> {
+        let (id, note) =
+            line.strip_prefix("end ")?.trim_start().split_once(' ').unwrap_or((line.get(4..)?.trim(), ""));
+        let note: String = note.trim().chars().filter(|c| !c.is_control()).take(NOTE_MAX).collect();
+        (!id.is_empty())
+            .then(|| Query::End { id: id.to_owned(), note: Some(note).filter(|note| !note.is_empty()) })
     }
 }
 
@@ -210,7 +227,7 @@ fn converse(client: &UnixStream, answer: &Answer, patience: Duration) -> io::Res
         }
         match Query::parse(&line) {
             Some(query) => answer(query, &mut reply)?,
-            None => refuse(&mut reply, "unknown command; the commands are: stats, sessions, help")?,
+            None => refuse(&mut reply, "unknown command; the commands are: stats, sessions, end, help")?,
         }
         reply.flush()?;
     }
@@ -298,6 +315,7 @@ mod tests {
                 .try_for_each(|i| writeln!(reply, "{{\"session\":{i}}}"))
                 .and_then(|()| writeln!(reply)),
             Query::Help => writeln!(reply, "help\n"),
+            Query::End { id, note } => writeln!(reply, "{id} {}", note.as_deref().unwrap_or("-")),
         })
     }
 
@@ -340,6 +358,18 @@ mod tests {
         let sessions = served.ask("sessions\n");
         assert_eq!(sessions.lines().count(), 100_001);
         assert!(sessions.ends_with("{\"session\":99999}\n\n"));
+    }
+
+    #[test]
+    fn an_order_has_an_id_and_perhaps_a_note() {
+        let served = served(STATS_TIMEOUT);
+        assert_eq!(served.ask("end a\n"), "a -\n");
+        assert_eq!(served.ask("end  a  \n"), "a -\n");
+        assert_eq!(served.ask("end a no  consent\u{1b} \n"), "a no  consent\n");
+        assert!(served.ask(&format!("end a {}\n", "x".repeat(900))).len() <= NOTE_MAX + 3);
+        for bad in ["end", "end ", "ending a"] {
+            assert!(served.ask(&format!("{bad}\n")).contains("unknown command"), "{bad}");
+        }
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
 
 use crate::media::Leg;
 use crate::peers;
 use crate::recorder::{Recorder, Setup, eventually, number};
-use crate::recording::Pcap;
+use crate::recording::{Pcap, Recording};
 use crate::src::{Call, tag};
 
 /// A call whose first leg has sent so many packets, all received.
@@ -189,4 +191,152 @@ fn an_address_that_is_taken_is_refused_at_start() {
         assert!(!output.status.success());
         assert!(stderr.contains(flag) && stderr.contains(&address.to_string()), "{stderr}");
     }
+}
+
+/// One session of a call that goes on, as the recorder shows it.
+fn shown(recorder: &Recorder) -> Value {
+    let output = recorder.client(&["sessions", "--json"]);
+    serde_json::from_str(String::from_utf8(output.stdout).unwrap().trim()).unwrap()
+}
+
+/// Its SRC gets a BYE, and the manifest says why.
+fn is_ended(recorder: &Recorder, call: &mut Call, cause: &str) -> Recording {
+    let bye = call.wire.receive_within(Duration::from_secs(20)).expect("a BYE");
+    assert!(bye.start.starts_with("BYE "), "{}", bye.start);
+    call.accept(&bye);
+    let recording = recorder.recording();
+    recording.check_whole();
+    assert_eq!(recording.manifest["end_cause"], cause);
+    recorder.stats_when("ports come back", |stats| {
+        stats["ports"]["used"] == 0 && stats["sessions"]["ended"][cause] == 1
+    });
+    recording
+}
+
+#[test]
+fn silence_ends_a_session() {
+    let recorder = Setup::new().flag("--media-timeout", "3s").start();
+    let (mut call, mut leg) = talking(&recorder, Call::udp(recorder.udp), 5);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(4) {
+        leg.burst(1);
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let session = shown(&recorder);
+    assert_eq!(session["state"], "active");
+    assert!(session["last_media"].is_string() && session["last_signalling"].is_string(), "{session}");
+    let recording = is_ended(&recorder, &mut call, "media_timeout");
+    assert!(begin.elapsed() > Duration::from_secs(7), "before its time");
+    assert_eq!(recording.manifest["session"]["last_media"], recording.stream("1")["last_packet"]);
+}
+
+#[test]
+fn no_session_lasts_longer_than_it_may() {
+    let recorder = Setup::new().flag("--max-duration", "1s").start();
+    let (mut call, _leg) = talking(&recorder, Call::udp(recorder.udp), 5);
+    is_ended(&recorder, &mut call, "max_duration");
+}
+
+#[test]
+fn an_operator_ends_a_session() {
+    let recorder = Recorder::start();
+    let (mut call, _leg) = talking(&recorder, Call::tcp(recorder.tcp), 5);
+    let id = shown(&recorder)["id"].as_str().unwrap().to_owned();
+    let unknown = recorder.client(&["end", "0199"]);
+    assert!(!unknown.status.success());
+    assert!(String::from_utf8(unknown.stderr).unwrap().contains("no session is recorded as 0199"));
+    let output = recorder.client(&["end", &id, "--cause", "asked for by \"legal\""]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), format!("ended {id}\n"));
+    let recording = is_ended(&recorder, &mut call, "operator");
+    assert_eq!(recording.manifest["end_note"], "asked for by \"legal\"");
+    let again = recorder.client(&["end", &id]);
+    assert!(!again.status.success());
+}
+
+/// A second recorder in the directory of this one.
+fn beside(recorder: &Recorder, flags: &[&str]) -> Recorder {
+    let setup = Setup::new().flag("--dir", recorder.dir().to_str().unwrap());
+    flags.chunks(2).fold(setup, |setup, flag| setup.flag(flag[0], flag[1])).start()
+}
+
+/// Kills it in the middle of calls over both transports, and breaks what it has written further.
+fn killed(format: &str) -> (Recorder, Vec<(Call, Leg)>) {
+    let flags = |setup: Setup| setup.flag("--flush-interval", "100ms").flag("--format", format);
+    let mut recorder = flags(Setup::new()).start();
+    let calls = [Call::udp(recorder.udp), Call::tcp(recorder.tcp)].map(|call| talking(&recorder, call, 20));
+    recorder.stats_when("all is on disk", |stats| number(&stats["media"], "staged_packets") == 0);
+    recorder.signal("KILL");
+    recorder.exit();
+    assert_eq!(recorder.parts().len(), 2);
+    (recorder, calls.into())
+}
+
+#[test]
+fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
+    let (dead, calls) = killed("pcap");
+    // What an unfinished write leaves: zeroes, and the beginning of a record.
+    let [first, second] = [0, 1].map(|n| dead.parts()[n].join("call.pcap"));
+    let whole = [&first, &second].map(|path| fs::read(path).unwrap());
+    fs::write(&first, [&whole[0][..], &[0; 5_000]].concat()).unwrap();
+    fs::write(&second, [&whole[1][..], &whole[1][24..100]].concat()).unwrap();
+    // And what never had a file at all.
+    let empty = dead.parts()[0].with_file_name(format!("{}.part", uuid_like(&dead.parts()[0])));
+    fs::create_dir(&empty).unwrap();
+
+    let mut recorder = beside(&dead, &["--flush-interval", "100ms"]);
+    let recordings = dead.committed(2);
+    let stats = recorder.stats_when("all is looked at", |stats| stats["recordings"]["recovering"] == 0);
+    assert_eq!(
+        (&stats["recordings"]["recovered"], &stats["recordings"]["recoveries_failed"]),
+        (&2.into(), &1.into())
+    );
+    assert!(empty.is_dir(), "nobody knows what it was");
+    for recording in &recordings {
+        let manifest = &recording.manifest;
+        recording.check_files();
+        assert_eq!(
+            (&manifest["state"], &manifest["end_cause"]),
+            (&"recovered".into(), &"recorder_died".into())
+        );
+        assert_eq!(manifest["problems"].as_array().unwrap().len(), 2, "{}", manifest["problems"]);
+        assert_eq!(manifest["participants"].as_array().unwrap().len(), 2);
+        let (call, leg) =
+            calls.iter().find(|(call, _)| manifest["sip"]["call_id"] == call.call_id.as_str()).unwrap();
+        assert_eq!(manifest["sip"]["local_tag"], call.tag.as_str());
+        assert_eq!(manifest["sip"]["source"], call.wire.local().to_string());
+        let stream = recording.stream("1");
+        assert_eq!((&stream["packets"], &stream["lost"]), (&20.into(), &0.into()));
+        assert_eq!(recording.pcap().payloads_to(number(stream, "local_rtp_port") as u16), leg.sent);
+    }
+    // What it records itself is left alone, by itself and by another.
+    let (mut call, _leg) = talking(&recorder, Call::udp(recorder.udp), 5);
+    let mut third = beside(&dead, &[]);
+    third.logged("ready");
+    call.hang_up();
+    let finished = dead.committed(3);
+    assert_eq!(finished.iter().filter(|recording| recording.manifest["state"] == "ended").count(), 1);
+    third.signal("TERM");
+    third.exit();
+    recorder.signal("TERM");
+    recorder.exit();
+}
+
+/// A name of the same recorder for a recording that there is not.
+fn uuid_like(part: &Path) -> String {
+    let name = part.file_stem().unwrap().to_str().unwrap();
+    format!("{}{}", &name[..24], "0123456789ab")
+}
+
+#[test]
+fn raw_files_of_a_dead_recorder_are_kept_as_they_are() {
+    let (dead, _calls) = killed("raw");
+    let mut recorder = beside(&dead, &[]);
+    for recording in dead.committed(2) {
+        recording.check_files();
+        assert_eq!(recording.manifest["state"], "recovered");
+        assert_eq!(recording.read("1.ulaw").len(), 20 * 160);
+        assert_eq!(recording.manifest["sip"]["transport"].as_str().unwrap().len(), 3);
+    }
+    recorder.signal("TERM");
+    recorder.exit();
 }

@@ -30,11 +30,11 @@ fn the_balance_of_a_call() {
 
     let sessions = stdout(&recorder, &["sessions", "--json"]);
     let session: Value = serde_json::from_str(sessions.trim()).unwrap();
-    assert_eq!((&session["state"], &session["streams"]), (&"established".into(), &2.into()));
+    assert_eq!((&session["state"], &session["streams"]), (&"active".into(), &2.into()));
     assert_eq!(session["peer"], call.wire.local().to_string());
     assert!(call.call_id.starts_with(session["call_id"].as_str().unwrap()));
     let table = stdout(&recorder, &["sessions"]);
-    assert!(table.contains(session["id"].as_str().unwrap()) && table.contains("established"), "{table}");
+    assert!(table.contains(session["id"].as_str().unwrap()) && table.contains("active"), "{table}");
 
     call.hang_up();
     let recording = recorder.recording();

@@ -167,7 +167,7 @@ impl Engine {
             let id = manifest.id.clone();
             let event = match rng.random_bool(self.temper.commits_fail) {
                 true => Event::CommitFailed { id, failure: failure(rng) },
-                false => Event::Committed { id, incomplete: rng.random_bool(0.1) },
+                false => Event::Committed { id, path: String::new(), incomplete: rng.random_bool(0.1) },
             };
             events.push((free + rng.random_range(0..3_000), event));
         }

@@ -11,9 +11,11 @@ use std::time::Duration;
 use sipreel::clock::{Mono, Now, Wall};
 use sipreel::counters::SessionCounters;
 use sipreel::proto::manifest::Format;
+use sipreel::session::state::State;
 use sipreel::session::table::Table;
 use sipreel::session::{
-    Command, ConnectionKey, Event, Flow, Notice, PortPair, RecordingKey, Rules, Sessions, Terms, Transport,
+    Command, ConnectionKey, Ends, Event, Flow, Notice, PortPair, RecordingKey, Rules, Sessions, Terms,
+    Transport,
 };
 
 use crate::engine::{Engine, Temper};
@@ -98,6 +100,8 @@ impl Plan {
             answer_metadata: false,
             product: "sipreel/sim".to_owned(),
             terms: Terms::default(),
+            instance: 0,
+            ends: Ends::default(),
         }
     }
 }
@@ -592,8 +596,8 @@ impl World {
     fn read_notices(&mut self) {
         for notice in self.sessions.take_notices() {
             match notice {
-                Notice::Started { .. } => self.started += 1,
-                Notice::Ended { .. } => self.ended += 1,
+                Notice::State(step) if step.from.opening() && step.to.established() => self.started += 1,
+                Notice::State(step) if step.to == State::Ending => self.ended += 1,
                 _ => {}
             }
         }

@@ -691,7 +691,7 @@ mod tests {
             let reports = super::super::Reports::new("cname".into(), bench.counters.clone());
             bench.recordings.reports = Some(reports);
             let Bench { recordings, ring, media, now, counters, .. } = bench;
-            (0..20).for_each(|_| recordings.sweep(ring, media, *now).unwrap());
+            (0..20).for_each(|_| recordings.sweep(ring, media, *now, &mut Vec::new()).unwrap());
             assert_eq!(counters.rtcp_sent.get() + counters.rtcp_send_errors.get(), expected);
         }
         two.home.close();
@@ -737,7 +737,7 @@ mod tests {
         for _ in 0..5 {
             two.turn(limits::CLOSE_LINGER.as_millis() as u64);
             let Bench { recordings, ring, media, now, .. } = &mut two.home;
-            (0..20).for_each(|_| recordings.sweep(ring, media, *now).unwrap());
+            (0..20).for_each(|_| recordings.sweep(ring, media, *now, &mut Vec::new()).unwrap());
         }
         two.exchange();
         send(&mut two.away, 0, 2);

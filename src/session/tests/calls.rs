@@ -23,7 +23,7 @@ fn a_call_over_udp() {
     );
     let (hour, id) = open.path.rsplit_once('/').unwrap();
     assert_eq!((hour, id.len()), ("2026/11/22/08", 36));
-    assert_eq!(r.table.read(key.slot).unwrap().state, table::State::Opening);
+    assert_eq!(r.table.read(key.slot).unwrap().state, state::State::Connecting);
 
     r.pass(Duration::from_millis(3));
     let out = r.event(Event::Opened { key });
@@ -39,7 +39,7 @@ fn a_call_over_udp() {
     assert!(sdp.contains("a=label:1\r\n") && sdp.contains("a=label:2\r\n"), "{sdp}");
     assert_eq!(sdp.matches("a=recvonly").count(), 2);
     assert_eq!(r.sessions.setup_times().collect::<Vec<_>>(), [3_000_000]);
-    assert_eq!(r.table.read(key.slot).unwrap().state, table::State::Established);
+    assert_eq!(r.table.read(key.slot).unwrap().state, state::State::Active);
     assert_eq!((r.counters.active.get(), r.counters.total.get()), (1, 1));
 
     let tag = to_tag(&sent(&out)[0]);
@@ -66,14 +66,31 @@ fn a_call_over_udp() {
     assert_eq!(manifest.streams[1].local_rtp_port, 20_002);
     assert!(manifest.metadata[0].understood);
     assert_eq!(manifest.end.unwrap().0 - manifest.start.0, 60_003_000_000);
+    let states = manifest.events.iter().filter(|event| event.kind == manifest::EventKind::State);
+    let states: Vec<_> = states.filter_map(|event| event.detail.as_deref()).collect();
+    assert_eq!(states, ["connecting to active: answered", "active to ending: bye"]);
 
     assert_eq!(r.ports(), (18, 2, 0));
     r.event(Event::Closed { key });
     assert_eq!(r.ports(), (18, 0, 2));
     assert_eq!(r.table.read(key.slot), None);
     let notices = r.sessions.take_notices();
-    assert!(matches!(notices[0], Notice::Started { streams: 2, .. }), "{notices:?}");
-    assert!(matches!(notices[1], Notice::Ended { seconds: 60, .. }), "{notices:?}");
+    let steps: Vec<_> = notices
+        .iter()
+        .filter_map(|notice| if let Notice::State(step) = notice { Some(&**step) } else { None })
+        .map(|step| (step.from, step.to, step.cause, step.streams, step.age.as_secs()))
+        .collect();
+    let [connecting, active] = [State::Connecting, State::Active];
+    let expected = [
+        (connecting, active, "answered", 2, 0),
+        (active, State::Ending, "bye", 2, 60),
+        (State::Ending, State::Ended, "written", 2, 60),
+    ];
+    assert_eq!(steps, expected);
+    assert_eq!(r.counters.ended[crate::counters::EndCause::Bye as usize].get(), 1);
+    // Said twice by the engine: nothing happens.
+    r.event(Event::Opened { key });
+    r.event(Event::Closed { key });
     r.assert_whole();
 }
 
@@ -301,8 +318,8 @@ fn a_drain_ends_everything() {
     }
     assert_eq!(kinds(&r.event(Event::Opened { key: c })), ["Close"]);
     r.event(Event::Closed { key: c });
-    r.event(Event::Committed { id: String::new(), incomplete: false });
-    r.event(Event::Committed { id: String::new(), incomplete: true });
+    r.committed(false);
+    r.committed(true);
     assert_eq!((r.counters.committed.get(), r.counters.incomplete.get()), (2, 1));
     assert!(!r.sessions.drained(), "the BYEs are not answered yet");
     r.pass(crate::limits::BYE_GRACE);
@@ -317,7 +334,7 @@ fn a_drain_does_not_wait_for_what_is_answered() {
     let out = r.event(Event::Drain { grace: Duration::ZERO });
     let bye = text(&sent(&out)[0]).to_owned();
     r.event(Event::Closed { key });
-    r.event(Event::Committed { id: String::new(), incomplete: false });
+    r.committed(false);
     assert!(!r.sessions.drained());
     let via = field(&bye, "Via").unwrap();
     r.udp(format!(
@@ -366,7 +383,7 @@ fn who_proved_to_be_behind_a_connection_is_in_the_manifest() {
         ("tls", Some((*certificate).clone()))
     );
     let notices = r.sessions.take_notices();
-    let told = |notice: &Notice| matches!(notice, Notice::Started { certificate: Some(told), .. } if *told == certificate);
+    let told = |notice: &Notice| matches!(notice, Notice::State(step) if step.certificate.as_ref() == Some(&certificate));
     assert!(notices.iter().any(told), "{notices:?}");
 }
 

@@ -125,7 +125,7 @@ fn a_change_that_fails_changes_nothing() {
     let out = r.event(Event::ChangeFailed { key, failure });
     assert_eq!(codes(&out), [503]);
     assert_eq!(r.ports(), (5, 2, 1));
-    assert_eq!(r.table.read(key.slot).unwrap().state, table::State::Established);
+    assert_eq!(r.table.read(key.slot).unwrap().state, state::State::Active);
     let again = r.udp(reinvite("a", &tag, 3, &three));
     assert_eq!(change(&again).add[0].stream, 2);
     r.event(Event::Changed { key });

@@ -2,6 +2,7 @@
 
 mod calls;
 mod changes;
+mod ends;
 mod metadata;
 mod offers;
 mod refusals;
@@ -56,6 +57,8 @@ impl Recorder {
             answer_metadata: false,
             product: "sipreel/test".to_owned(),
             terms: Terms::default(),
+            instance: 0xabc,
+            ends: Ends::default(),
         };
         let counters = Arc::new(SessionCounters::default());
         let table = Arc::new(Table::new(sessions_max));
@@ -112,6 +115,10 @@ impl Recorder {
         let acked = self.receive(flow, ack(call_id, &tag, 1));
         assert_eq!(kinds(&acked), ["Signal"]);
         (key, tag)
+    }
+
+    fn committed(&mut self, incomplete: bool) -> Vec<Command> {
+        self.event(Event::Committed { id: String::new(), path: String::new(), incomplete })
     }
 
     fn ports(&self) -> (u64, u64, u64) {

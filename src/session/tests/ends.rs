@@ -1,0 +1,171 @@
+//! How sessions end by themselves, and by order; what states they go through.
+
+use super::*;
+use crate::counters::EndCause;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn recorder(ends: Ends) -> Recorder {
+    let mut r = Recorder::new(10, 10);
+    r.sessions.rules.ends = ends;
+    r
+}
+
+impl Recorder {
+    fn ended_by(&self, cause: EndCause) -> u64 {
+        self.counters.ended[cause as usize].get()
+    }
+
+    fn state(&self, key: RecordingKey) -> State {
+        self.table.find(key).map_or(State::Ended, |snapshot| snapshot.state)
+    }
+
+    /// Media comes every ten seconds for so long.
+    fn talk(&mut self, key: RecordingKey, minutes: u32) -> Vec<Command> {
+        let mut out = Vec::new();
+        for _ in 0..minutes * 6 {
+            out.extend(self.event(Event::Media { key, at: self.now.wall }));
+            out.extend(self.pass(Duration::from_secs(10)));
+        }
+        out
+    }
+
+    /// The session ends by itself in this time, with BYE and everything; not before.
+    fn ends_after(&mut self, key: RecordingKey, time: Duration, cause: EndCause) {
+        assert_eq!(kinds(&self.pass(time - Duration::from_millis(1))), [""; 0]);
+        let out = self.pass(Duration::from_millis(1));
+        assert_eq!(manifest(&out).end_cause.as_deref(), Some(cause.text()));
+        assert_eq!(self.ended_by(cause), 1);
+        self.gone(key, &out);
+    }
+
+    /// Its SRC was told, and its slot and ports come back.
+    fn gone(&mut self, key: RecordingKey, out: &[Command]) {
+        let bye = sent(out).into_iter().find(|bytes| bytes.starts_with(b"BYE ")).expect("a BYE");
+        assert_eq!(self.state(key), State::Ending);
+        self.event(Event::Closed { key });
+        let copied: Vec<_> = ["Via", "From", "To", "Call-ID", "CSeq"]
+            .iter()
+            .map(|name| format!("{name}: {}\r\n", field(text(&bye), name).unwrap()))
+            .collect();
+        self.udp(format!("SIP/2.0 200 OK\r\n{}Content-Length: 0\r\n\r\n", copied.concat()));
+        self.assert_whole();
+        assert_eq!(self.counters.transitions_refused.get(), 0);
+    }
+}
+
+fn held() -> String {
+    OFFER.replace("a=sendonly", "a=inactive")
+}
+
+#[test]
+fn without_media_a_session_ends() {
+    let ends = Ends { media_timeout: Some(MINUTE * 5), ..Ends::default() };
+    let mut r = recorder(ends);
+    let (key, _) = r.call("never");
+    r.ends_after(key, MINUTE * 5, EndCause::MediaTimeout);
+
+    let mut r = recorder(ends);
+    let (key, _) = r.call("some");
+    assert_eq!(kinds(&r.talk(key, 60)), [""; 0]);
+    let heard = r.now.wall.0 - 10_000_000_000;
+    assert_eq!(r.table.find(key).unwrap().last_media, Some(Wall(heard)));
+    r.ends_after(key, MINUTE * 5 - Duration::from_secs(10), EndCause::MediaTimeout);
+}
+
+#[test]
+fn a_held_session_waits_for_media_only_when_it_is_resumed() {
+    let mut r = recorder(Ends { media_timeout: Some(MINUTE * 5), ..Ends::default() });
+    let (key, tag) = r.call("a");
+    assert_eq!(codes(&r.udp(reinvite("a", &tag, 2, &held()))), [200]);
+    r.udp(ack("a", &tag, 2));
+    assert_eq!((r.state(key), r.counters.paused.get()), (State::Paused, 1));
+    assert_eq!(kinds(&r.pass(MINUTE * 600)), [""; 0]);
+    r.udp(reinvite("a", &tag, 3, OFFER));
+    r.udp(ack("a", &tag, 3));
+    assert_eq!((r.state(key), r.counters.paused.get()), (State::Active, 0));
+    let causes: Vec<_> = r
+        .sessions
+        .take_notices()
+        .into_iter()
+        .filter_map(|notice| if let Notice::State(step) = notice { Some(step.cause) } else { None })
+        .collect();
+    assert_eq!(causes, ["answered", "held", "resumed"]);
+    r.ends_after(key, MINUTE * 5, EndCause::MediaTimeout);
+}
+
+#[test]
+fn a_session_that_begins_held_is_paused() {
+    let mut r = recorder(Ends { media_timeout: Some(MINUTE), ..Ends::default() });
+    let out = r.udp(invite_with("a", &format!("{SRC}Content-Type: application/sdp\n"), &crlf(&held())));
+    let key = opened(&out).key;
+    r.event(Event::Opened { key });
+    assert_eq!((r.state(key), r.counters.active.get(), r.counters.paused.get()), (State::Paused, 1, 1));
+}
+
+#[test]
+fn no_session_lasts_longer_than_it_may() {
+    let mut r =
+        recorder(Ends { max_duration: Some(MINUTE * 90), media_timeout: Some(MINUTE), ..Ends::default() });
+    let (key, tag) = r.call("a");
+    assert_eq!(kinds(&r.talk(key, 60)), [""; 0]);
+    r.udp(reinvite("a", &tag, 2, &held()));
+    r.udp(ack("a", &tag, 2));
+    r.ends_after(key, MINUTE * 30, EndCause::MaxDuration);
+}
+
+/// A connection that ends is not the end: the SRC may talk on, or come back over another.
+#[test]
+fn a_lost_connection_ends_only_who_is_silent_too() {
+    let ends = Ends { transport_timeout: Some(MINUTE), ..Ends::default() };
+    let lost = Event::Disconnected { reactor: tcp().reactor, connection: tcp().connection.unwrap() };
+    let mut r = recorder(ends);
+    let (key, tag) = r.call_over(tcp(), "a");
+    assert_eq!(kinds(&r.pass(MINUTE * 10)), [""; 0], "silent, but there");
+    r.event(lost);
+    assert_eq!(kinds(&r.talk(key, 10)), [""; 0], "gone, but not silent");
+    let again = Flow { connection: Some(ConnectionKey { slot: 3, generation: 10 }), ..tcp() };
+    assert_eq!(codes(&r.receive(again, message("OPTIONS", "a", &tag, 2, "", ""))), [200]);
+    assert_eq!(kinds(&r.pass(MINUTE * 10)), [""; 0], "back");
+    r.event(Event::Disconnected { reactor: again.reactor, connection: again.connection.unwrap() });
+    let out = r.pass(MINUTE * 2);
+    assert_eq!(manifest(&out).end_cause.as_deref(), Some("transport_lost"));
+    assert!(sent(&out).is_empty(), "there is no way to it");
+    r.event(Event::Closed { key });
+    r.assert_whole();
+}
+
+#[test]
+fn an_operator_ends_a_session() {
+    let mut r = recorder(Ends::default());
+    let (key, _) = r.call("a");
+    let id = r.table.find(key).unwrap().id.to_string();
+    let order = |ticket, id: &str| {
+        let note = Some("no consent".to_owned());
+        Event::Order { ticket, order: Order::End { id: id.to_owned(), note } }
+    };
+    assert_eq!(kinds(&r.event(order(1, "0199"))), [""; 0]);
+    let out = r.event(order(2, &id));
+    assert_eq!(manifest(&out).end_cause.as_deref(), Some("operator"));
+    assert_eq!(manifest(&out).end_note.as_deref(), Some("no consent"));
+    r.event(order(3, &id));
+    let answers = r.sessions.take_answers();
+    assert_eq!((answers[0].0, answers[1].clone()), (1, (2, Ok(id.clone()))));
+    assert!(answers[0].1.as_ref().unwrap_err().contains("sipreel sessions"));
+    assert_eq!(answers[2], (3, Err(format!("{id} is ending already"))));
+    r.gone(key, &out);
+}
+
+#[test]
+fn an_operator_ends_what_is_not_answered_yet() {
+    let mut r = recorder(Ends::default());
+    let key = opened(&r.udp(invite("a"))).key;
+    let id = r.table.find(key).unwrap().id.to_string();
+    let out = r.event(Event::Order { ticket: 1, order: Order::End { id, note: None } });
+    assert_eq!(codes(&out), [503]);
+    assert_eq!(r.state(key), State::Failed);
+    assert!(close(&r.event(Event::Opened { key })).manifest.is_none());
+    r.event(Event::Closed { key });
+    r.assert_whole();
+    assert_eq!((r.counters.transitions_refused.get(), r.counters.total.get()), (0, 0));
+}
