@@ -91,7 +91,7 @@ impl Sessions {
             .ok()
             .filter(|plans| plans.contains(&Plan::Add))
             .ok_or_else(|| not_acceptable(305, "no m-line that can be recorded".to_owned()))?;
-        let metadata = read_metadata(content.metadata, &offer);
+        let metadata = read_metadata(content.metadata, Some(&offer).filter(|_| !offers));
         if let Some(refusal) = metadata.iter().find_map(|reading| self.objection(reading)) {
             return Err(refusal);
         }

@@ -66,9 +66,10 @@ fn media(offer: &Offer) -> Vec<Media<'_>> {
     offer.media.iter().map(|line| Media { label: line.label.as_deref(), used: line.port != 0 }).collect()
 }
 
-/// Reads the bodies of an INVITE that has no recording yet. A partial one may add to one before it.
-pub fn read_metadata(bodies: Vec<Bytes>, offer: &Offer) -> Vec<Reading> {
-    let media = media(offer);
+/// Reads the bodies of an INVITE that has no recording yet. A partial one may add to one before it. Without an offer of the SRC
+/// their labels are about nothing yet.
+pub fn read_metadata(bodies: Vec<Bytes>, offer: Option<&Offer>) -> Vec<Reading> {
+    let media = offer.map(media).unwrap_or_default();
     let mut readings: Vec<Reading> = Vec::with_capacity(bodies.len());
     for body in bodies {
         let known = readings.iter().rev().find_map(Reading::metadata);

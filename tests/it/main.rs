@@ -23,6 +23,7 @@ mod formats;
 mod hostile;
 mod life;
 mod load;
+mod metadata;
 mod profiles;
 mod refusals;
 mod rtcp;
