@@ -10,6 +10,7 @@ use super::content::{Content, ContentError, content};
 use super::dialog::Dialog;
 use super::history::Reading;
 use super::id::{self, Id};
+use super::media_changes;
 use super::metadata::{Asking, read_metadata};
 use super::recording::{Awaited, Changing, MediaSession, Opening, Pending, Recording, Unacknowledged, Watch};
 use super::refresh::{self, Agreed};
@@ -342,6 +343,9 @@ impl Sessions {
     /// From now on this holds; the session is paused or resumed by it.
     fn adopt(&mut self, now: Now, key: RecordingKey, session: MediaSession) {
         let Some(recording) = self.slots.get_mut(key) else { return };
+        for event in media_changes::events(&recording.session, &session, now.wall) {
+            recording.events.push(event);
+        }
         recording.session = session;
         recording.attribute();
         recording.life.updated = now.wall;
@@ -423,13 +427,14 @@ impl Sessions {
     ) {
         let Some(recording) = self.slots.get_mut(key) else { return };
         let answer = sdp.and_then(|sdp| sdp::parse(&sdp).ok());
-        let taken = answer.is_some_and(|answer| recording.session.answered(&answer));
-        recording.attribute();
+        let mut session = recording.session.clone();
+        let taken = answer.is_some_and(|answer| session.answered(&answer));
         let first = !std::mem::replace(&mut recording.negotiated, true);
-        if !taken {
-            self.counters.answers_missing.add(1);
+        if taken {
+            return self.adopt(now, key, session);
         }
-        if !taken && first {
+        self.counters.answers_missing.add(1);
+        if first {
             self.hang_up(now, key, EndCause::NoAnswer, None, out);
         }
     }

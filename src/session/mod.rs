@@ -18,6 +18,7 @@ mod finding_log;
 mod history;
 pub mod id;
 mod invite;
+mod media_changes;
 mod metadata;
 mod ports;
 mod recording;

@@ -162,7 +162,11 @@ pub struct Stream {
     /// The label of the newest offer: the name it has in the metadata (RFC 7866 §7.1.1).
     pub offered_label: Option<String>,
     pub kind: String,
+    /// All that were ever agreed on: those before may come for a while (RFC 3264 §8.3.2).
     pub codecs: Vec<Codec>,
+    /// Those of the newest offer, and where it comes from.
+    pub offered: Vec<Codec>,
+    pub source: (Option<IpAddr>, u16),
     pub rtcp_mux: bool,
     /// The newest offer sends nothing into it: inactive, recvonly, or to nowhere (RFC 3264 §8.4).
     pub held: bool,
@@ -183,11 +187,28 @@ impl Stream {
             offered_label: media.label.clone(),
             kind: media.kind.clone(),
             codecs: media.codecs.clone(),
+            offered: media.codecs.clone(),
+            source: (media.address, media.port),
             rtcp_mux: media.rtcp_mux,
             held: silent(media),
             port: ports.rtp,
             ports: Some(ports),
             participants: Vec::new(),
+        }
+    }
+
+    /// A later offer of the same stream.
+    fn offered(&mut self, media: &MediaLine) {
+        self.offered_label.clone_from(&media.label);
+        self.offered.clone_from(&media.codecs);
+        self.held = silent(media);
+        if !self.held {
+            self.source = (media.address, media.port);
+        }
+        for codec in &media.codecs {
+            if self.codecs.iter().all(|known| known.payload_type != codec.payload_type) {
+                self.codecs.push(codec.clone());
+            }
         }
     }
 
@@ -197,6 +218,9 @@ impl Stream {
         if self.codecs.iter().any(named) {
             self.codecs.retain(named);
         }
+        self.offered.clone_from(&self.codecs);
+        self.source = (media.address, media.port);
+        self.held = silent(media);
         if media.label.is_some() {
             self.offered_label.clone_from(&media.label);
             self.label = self.label.take().or_else(|| media.label.clone());
@@ -253,9 +277,7 @@ impl MediaSession {
                     None
                 }
                 Plan::Keep(index) => {
-                    let stream = &mut new.streams[usize::from(*index)];
-                    stream.offered_label.clone_from(&media.label);
-                    stream.held = silent(media);
+                    new.streams[usize::from(*index)].offered(media);
                     Some(*index)
                 }
                 Plan::Add => pairs.next().map(|pair| new.add(m_line, media, pair)),

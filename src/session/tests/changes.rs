@@ -327,3 +327,57 @@ fn a_bye_while_streams_are_being_armed_knows_who_sends_into_them() {
     let out = r.udp(bye("a", &tag, 3));
     assert_eq!(manifest(&out).streams[2].participants, ["carol"]);
 }
+
+/// What an offer changes has its time in the manifest.
+#[test]
+fn changes_of_the_media_are_events() {
+    use crate::proto::manifest::EventKind::{
+        MediaAdded, MediaChanged, MediaPaused, MediaRemoved, MediaResumed,
+    };
+    let mut r = Recorder::new(4, 4);
+    let (key, tag) = r.call("a");
+    let three = format!("{OFFER}m=audio 30000 RTP/AVP 8\na=sendonly\na=label:3\n");
+    let held = three.replace("c=IN IP4 198.51.100.1", "c=IN IP4 0.0.0.0");
+    let moved = three.replacen("12240 RTP/AVP 0", "12250 RTP/AVP 9", 1);
+    let removed = moved.replace("22456", "0");
+    for (number, offer) in [&three, &held, &moved, &removed].into_iter().enumerate() {
+        r.pass(Duration::from_secs(1));
+        let cseq = number as u32 + 2;
+        if kinds(&r.udp(reinvite("a", &tag, cseq, offer))).contains(&"Change") {
+            r.event(Event::Changed { key });
+        }
+        r.udp(ack("a", &tag, cseq));
+    }
+    let out = r.udp(bye("a", &tag, 9));
+    let manifest = manifest(&out);
+    let media = [MediaAdded, MediaChanged, MediaPaused, MediaRemoved, MediaResumed];
+    let events: Vec<_> = manifest.events.iter().filter(|event| media.contains(&event.kind)).collect();
+    let seconds = |event: &crate::proto::manifest::Event| (event.at.0 - manifest.start.0) / 1_000_000_000;
+    let found: Vec<_> = events.iter().map(|e| (seconds(e), e.kind, e.m_line.unwrap())).collect();
+    let expected: Vec<_> = [(1, MediaAdded, 2)]
+        .into_iter()
+        .chain((0..3).map(|m_line| (2, MediaPaused, m_line)))
+        .chain([(3, MediaChanged, 0), (3, MediaChanged, 0)])
+        .chain((0..3).map(|m_line| (3, MediaResumed, m_line)))
+        .chain([(4, MediaRemoved, 1)])
+        .collect();
+    assert_eq!(found, expected);
+    let words: Vec<_> = events.iter().filter_map(|event| event.detail.as_deref()).collect();
+    assert_eq!(words[0], "audio at port 20004, PCMA/8000 as 8");
+    assert!(words.contains(&"codec PCMU/8000 as 0, now G722/8000 as 9"), "{words:?}");
+    assert!(words.contains(&"sent from 198.51.100.1 port 12240, now 198.51.100.1 port 12250"), "{words:?}");
+    // Both codecs may have come.
+    assert_eq!(manifest.streams[0].codec.as_deref(), Some("PCMU"));
+}
+
+#[test]
+fn an_unspecified_ipv6_address_is_a_hold() {
+    use crate::proto::manifest::EventKind;
+    let mut r = Recorder::new(4, 4);
+    let (_, tag) = r.call("a");
+    let held = OFFER.replace("c=IN IP4 198.51.100.1", "c=IN IP6 ::");
+    assert_eq!(m_ports(body(&only(&r.udp(reinvite("a", &tag, 2, &held))))), [20_000, 20_002]);
+    let out = r.udp(bye("a", &tag, 3));
+    let paused = manifest(&out).events.iter().filter(|event| event.kind == EventKind::MediaPaused).count();
+    assert_eq!(paused, 2);
+}
