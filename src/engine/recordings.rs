@@ -912,7 +912,7 @@ impl Live {
             self.problems.push(format!("{} datagrams were lost in failed writes", self.lost_in_writes));
         }
         let last_packets = manifest.streams.iter().filter_map(|stream| stream.report.last_packet);
-        manifest.session.last_media = last_packets.max().max(manifest.session.last_media);
+        manifest.session.last_media = last_packets.max().or(manifest.session.last_media);
         manifest.problems.append(&mut self.problems);
         Ok(Some(Finished { path: std::mem::take(&mut self.path), manifest, media }))
     }

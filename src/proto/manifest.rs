@@ -92,7 +92,7 @@ pub struct Session {
     /// The last change of state, streams or metadata.
     pub updated: Wall,
     pub last_signalling: Wall,
-    /// RTP or RTCP on any stream.
+    /// The last RTP packet of all streams; where there was none, about when RTCP came.
     pub last_media: Option<Wall>,
 }
 

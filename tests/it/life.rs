@@ -302,7 +302,8 @@ fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
         assert_eq!(manifest["participants"].as_array().unwrap().len(), 2);
         let (call, leg) =
             calls.iter().find(|(call, _)| manifest["sip"]["call_id"] == call.call_id.as_str()).unwrap();
-        assert_eq!(manifest["sip"]["local_tag"], call.tag.as_str());
+        assert_eq!(manifest["sip"]["remote_tag"], call.tag.as_str());
+        assert_eq!(manifest["sip"]["local_tag"].as_str().unwrap().len(), 16);
         assert_eq!(manifest["sip"]["source"], call.wire.local().to_string());
         let stream = recording.stream("1");
         assert_eq!((&stream["packets"], &stream["lost"]), (&20.into(), &0.into()));
