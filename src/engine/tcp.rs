@@ -12,7 +12,7 @@ use bytes::Bytes;
 use io_uring::opcode;
 use io_uring::types::Fd;
 use rustls::ServerConfig;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::buffers::Buffers;
 use super::census::Census;
@@ -28,6 +28,10 @@ use crate::session::{ConnectionKey, Flow};
 /// Buffer group of the connections.
 const GROUP: u16 = 2;
 const BACKLOG: i32 = 1_024;
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(limits::TCP_KEEPALIVE_AFTER)
+    .with_interval(limits::TCP_KEEPALIVE_EVERY)
+    .with_retries(limits::TCP_KEEPALIVE_TRIES);
 
 /// Binds a listener once per reactor; see `udp::bind`.
 pub fn bind(address: SocketAddr, reactors: usize) -> io::Result<(SocketAddr, Vec<Socket>)> {
@@ -185,6 +189,7 @@ impl Connections {
         self.census.enter(peer.ip())?;
         self.free.pop();
         let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_tcp_keepalive(&KEEPALIVE);
         self.counters.tcp_accepted.add(1);
         self.counters.tcp_open.add(1);
         self.slots[slot as usize].connection = Some(Connection::new(socket, (peer, local), tls, now));
