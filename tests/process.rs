@@ -338,7 +338,15 @@ fn the_readme_knows_every_flag_and_every_cause() {
     recorder.event("ready");
     let stats = sipreel(&["stats", "--json", "--socket", recorder.socket().to_str().unwrap()]);
     let stats: Value = serde_json::from_slice(&stats.stdout).unwrap();
-    let parts = [&stats, &stats["media"]["dropped"], &stats["sessions"]["refused"]];
+    let wire = &stats["sip"]["wire"];
+    let parts = [
+        &stats,
+        &stats["media"]["dropped"],
+        &stats["sessions"]["refused"],
+        &wire["connections_refused"],
+        &wire["connections_closed"],
+        &wire["tls_failed"],
+    ];
     for name in parts.iter().flat_map(|part| part.as_object().unwrap().keys()) {
         assert!(readme.contains(&format!("`{name}`")), "{name} is not in the README");
     }
