@@ -35,12 +35,16 @@ const GAUGES: &[&str] = &[
 
 /// Objects whose keys are a label's values, and the label.
 const LABELS: &[(&str, &str)] = &[
+    ("connections_closed", "cause"),
+    ("connections_refused", "cause"),
     ("dropped", "cause"),
     ("failed", "cause"),
+    ("metadata_findings", "code"),
     ("refused", "cause"),
     ("requests", "method"),
     ("responses", "code"),
-    ("states", "state"),
+    ("tls_failed", "cause"),
+    ("tls_handshakes", "version"),
 ];
 
 /// Arrays of objects, and the field that tells one from another. Those objects have names of their own: `sipreel_reactor_…`.
@@ -115,7 +119,7 @@ impl Page {
     }
 
     fn number(&mut self, name: &str, key: &str, labels: &str, value: f64) {
-        if GAUGES.contains(&key) || LABELS.iter().any(|(known, by)| *known == key && *by == "state") {
+        if GAUGES.contains(&key) {
             self.sample(name, "gauge", "", labels, value);
         } else {
             let name = format!("{}_total", name.strip_suffix("_total").unwrap_or(name));
@@ -222,6 +226,19 @@ sipreel_uptime_seconds 1.5
             );
         }
         assert!(seen.len() > 60, "{page}");
+    }
+
+    /// Their keys are causes, codes and methods: a name made of one could hold anything.
+    #[test]
+    fn every_map_of_the_stats_has_its_label() {
+        let maps = include_str!("stats.rs").lines().filter_map(|line| {
+            line.trim().strip_prefix("pub ")?.strip_suffix(": BTreeMap<String, u64>,")
+        });
+        let maps: Vec<&str> = maps.collect();
+        assert!(maps.len() > 5, "{maps:?}");
+        for map in maps {
+            assert!(LABELS.iter().any(|(known, _)| *known == map), "{map} has no label");
+        }
     }
 
     #[test]
