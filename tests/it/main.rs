@@ -8,6 +8,7 @@
 mod lab;
 mod media;
 mod peers;
+mod receiver;
 mod recorder;
 mod recording;
 mod scenario;
@@ -17,6 +18,7 @@ mod vendor;
 
 mod attach;
 mod balancer;
+mod callbacks;
 mod dialog;
 mod disk;
 mod formats;

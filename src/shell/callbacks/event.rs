@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use super::alarm::Change;
 use crate::clock::Wall;
-use crate::session::Notice;
+use crate::session::state::State;
+use crate::session::{Notice, Transition};
 
 pub const CONTENT_TYPE: &str = "application/cloudevents+json; charset=utf-8";
 
@@ -54,9 +55,52 @@ struct CloudEvent<'a> {
     data: &'a Value,
 }
 
-/// What a receiver is to know of a notice; `None`: that is for the log alone. Sessions are told of by their state machine.
-pub fn notice(_: &Notice) -> Option<Happening> {
-    None
+/// What a receiver is to know of a notice; `None`: that is for the log alone.
+pub fn notice(notice: &Notice) -> Option<Happening> {
+    let of = |name, id: String, data| Some(Happening { name, subject: Some(id), data });
+    match notice {
+        Notice::State(transition) => {
+            of(transition_name(transition)?, transition.id.to_string(), session(transition))
+        }
+        Notice::Updated { id, call_id, streams, .. } => {
+            let data = json!({"recording": id.to_string(), "call_id": call_id, "streams": streams});
+            of("session.updated", id.to_string(), data)
+        }
+        Notice::Whole { id, path, incomplete } => of(
+            "recording.whole",
+            id.clone(),
+            json!({"recording": id, "path": path, "incomplete": incomplete}),
+        ),
+        Notice::NotWhole { id, why } => {
+            of("recording.failed", id.clone(), json!({"recording": id, "failure": why}))
+        }
+        // Refusals and findings.
+        _ => None,
+    }
+}
+
+/// `None`: a step that changes nothing for anybody else.
+fn transition_name(transition: &Transition) -> Option<&'static str> {
+    match (transition.from, transition.to) {
+        (from, State::Active | State::Paused) if from.opening() => Some("session.started"),
+        (_, State::Paused) => Some("session.paused"),
+        (_, State::Active) => Some("session.resumed"),
+        (_, State::Ending) => Some("session.ended"),
+        (_, State::Failed) => Some("session.failed"),
+        (_, State::Connecting | State::Recovering | State::Ended) => None,
+    }
+}
+
+fn session(transition: &Transition) -> Value {
+    let Transition { id, call_id, peer, to, cause, detail, streams, age, .. } = transition;
+    let mut data = json!({
+        "recording": id.to_string(), "call_id": call_id, "peer": peer.to_string(), "state": to.text(),
+        "cause": cause, "streams": streams, "seconds": age.as_secs_f64(),
+    });
+    if let Some(detail) = detail {
+        data["detail"] = json!(detail);
+    }
+    data
 }
 
 pub fn alarm(change: &Change) -> Happening {
@@ -106,8 +150,109 @@ pub fn uri(resource_id: &str) -> String {
 mod tests {
     use super::super::alarm::{Alarm, Step};
     use super::*;
+    use crate::session::id::Id;
+    use std::time::Duration;
+
+    const ID: Id = Id(0x0199_b1c2_0000_7000_8000_0000_0000_0001);
+
+    fn step(from: State, to: State, cause: &'static str) -> Notice {
+        Notice::State(Box::new(Transition {
+            id: ID,
+            call_id: "a\"b\r\n\u{7f}@sbc.example".into(),
+            peer: "192.0.2.9:5060".parse().unwrap(),
+            from,
+            to,
+            cause,
+            detail: (to == State::Failed).then(|| "no space left".into()),
+            at: Wall(1),
+            streams: 2,
+            age: Duration::from_millis(1_500),
+        }))
+    }
+
+    fn notices() -> Vec<(&'static str, Notice)> {
+        use State::{Active, Connecting, Ending, Failed, Paused, Recovering};
+        let id = ID.to_string();
+        vec![
+            ("session.started", step(Connecting, Active, "answered")),
+            ("session.started", step(Recovering, Paused, "answered")),
+            ("session.paused", step(Active, Paused, "held")),
+            ("session.resumed", step(Paused, Active, "resumed")),
+            ("session.updated", Notice::Updated { id: ID, call_id: "a".into(), at: Wall(1), streams: 3 }),
+            ("session.ended", step(Active, Ending, "bye")),
+            ("session.failed", step(Connecting, Failed, "open_failed")),
+            ("recording.whole", Notice::Whole { id: id.clone(), path: "2026/x".into(), incomplete: false }),
+            ("recording.failed", Notice::NotWhole { id, why: "cannot rename x".into() }),
+        ]
+    }
+
+    #[test]
+    fn every_event_is_one_line_with_the_attributes_of_cloudevents() {
+        let key = super::notice(&notices()[0].1).unwrap().key();
+        for (name, notice) in notices() {
+            let happening = super::notice(&notice).unwrap();
+            let body = happening.event(&source(), "e1", 7, Wall(1_795_336_245_000_000_000));
+            assert!(!body.contains(&b'\n'));
+            let event: Value = serde_json::from_slice(&body).unwrap();
+            for (name, value) in [
+                ("specversion", "1.0"),
+                ("id", "e1"),
+                ("source", "rec-1"),
+                ("region", "eu"),
+                ("type", &format!("io.sipreel.{name}.v1")),
+                ("subject", &ID.to_string()),
+                ("time", "2026-11-22T08:30:45.000000Z"),
+                ("sequence", "00000000000000000007"),
+                ("datacontenttype", "application/json"),
+            ] {
+                assert_eq!(event[name], value, "{name}");
+            }
+            assert_eq!(event.get("group"), None, "no label, no attribute");
+            assert_eq!(event["data"]["recording"], ID.to_string());
+            assert_eq!(happening.key(), key, "one recording, one key");
+        }
+    }
+
+    #[test]
+    fn the_data_of_a_session() {
+        let failed = notice(&step(State::Connecting, State::Failed, "open_failed")).unwrap();
+        let expected = json!({
+            "recording": ID.to_string(), "call_id": "a\"b\r\n\u{7f}@sbc.example", "peer": "192.0.2.9:5060",
+            "state": "failed", "cause": "open_failed", "detail": "no space left", "streams": 2, "seconds": 1.5,
+        });
+        assert_eq!(failed.data, expected);
+    }
+
+    #[test]
+    fn notices_for_the_log_alone_are_no_events() {
+        let peer = "192.0.2.9:5060".parse().unwrap();
+        let refused = Notice::Refused { call_id: "a".into(), peer, code: 503, why: "no port".into() };
+        assert_eq!(notice(&refused), None);
+        assert_eq!(notice(&step(State::Ending, State::Ended, "bye")), None);
+        assert_eq!(notice(&step(State::Connecting, State::Recovering, "open_failed")), None);
+    }
+
     fn source() -> Source {
         Source { uri: uri("rec-1"), region: Some("eu".into()), group: None }
+    }
+
+    /// Whoever writes a receiver has the README.
+    #[test]
+    fn the_readme_has_every_event_field_and_alarm() {
+        let readme = include_str!("../../../README.md");
+        let (_, section) = readme.split_once("\n## Callbacks\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let change = Change { alarm: Alarm::NoRoom, step: Step::Raised, since: Wall(0), count: 4 };
+        let happenings = notices().into_iter().filter_map(|(_, notice)| super::notice(&notice));
+        for Happening { name, data, .. } in happenings.chain([alarm(&change)]) {
+            let fields = data.as_object().unwrap().keys().map(String::as_str);
+            for word in fields.chain([name]) {
+                assert!(section.contains(&format!("`{word}`")), "{word} of {name} is not in the README");
+            }
+        }
+        for alarm in Alarm::ALL {
+            assert!(section.contains(&format!("| `{}` |", alarm.text())), "{}", alarm.text());
+        }
     }
 
     #[test]
