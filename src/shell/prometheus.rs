@@ -231,9 +231,9 @@ sipreel_uptime_seconds 1.5
     /// Their keys are causes, codes and methods: a name made of one could hold anything.
     #[test]
     fn every_map_of_the_stats_has_its_label() {
-        let maps = include_str!("stats.rs").lines().filter_map(|line| {
-            line.trim().strip_prefix("pub ")?.strip_suffix(": BTreeMap<String, u64>,")
-        });
+        let maps = include_str!("stats.rs")
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub ")?.strip_suffix(": BTreeMap<String, u64>,"));
         let maps: Vec<&str> = maps.collect();
         assert!(maps.len() > 5, "{maps:?}");
         for map in maps {

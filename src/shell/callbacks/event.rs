@@ -92,9 +92,10 @@ fn transition_name(transition: &Transition) -> Option<&'static str> {
 }
 
 fn session(transition: &Transition) -> Value {
-    let Transition { id, call_id, peer, to, cause, detail, streams, age, .. } = transition;
+    let Transition { id, call_id, peer, transport, to, cause, detail, streams, age, .. } = transition;
     let mut data = json!({
-        "recording": id.to_string(), "call_id": call_id, "peer": peer.to_string(), "state": to.text(),
+        "recording": id.to_string(), "call_id": call_id, "peer": peer.to_string(),
+        "transport": transport.name().to_lowercase(), "state": to.text(),
         "cause": cause, "streams": streams, "seconds": age.as_secs_f64(),
     });
     if let Some(detail) = detail {
@@ -150,6 +151,7 @@ pub fn uri(resource_id: &str) -> String {
 mod tests {
     use super::super::alarm::{Alarm, Step};
     use super::*;
+    use crate::session::Transport;
     use crate::session::id::Id;
     use std::time::Duration;
 
@@ -160,6 +162,8 @@ mod tests {
             id: ID,
             call_id: "a\"b\r\n\u{7f}@sbc.example".into(),
             peer: "192.0.2.9:5060".parse().unwrap(),
+            transport: Transport::Tls,
+            certificate: None,
             from,
             to,
             cause,
@@ -218,7 +222,7 @@ mod tests {
         let failed = notice(&step(State::Connecting, State::Failed, "open_failed")).unwrap();
         let expected = json!({
             "recording": ID.to_string(), "call_id": "a\"b\r\n\u{7f}@sbc.example", "peer": "192.0.2.9:5060",
-            "state": "failed", "cause": "open_failed", "detail": "no space left", "streams": 2, "seconds": 1.5,
+            "transport": "tls", "state": "failed", "cause": "open_failed", "detail": "no space left", "streams": 2, "seconds": 1.5,
         });
         assert_eq!(failed.data, expected);
     }
