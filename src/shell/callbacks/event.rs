@@ -95,7 +95,7 @@ fn session(transition: &Transition) -> Value {
     let Transition { id, call_id, peer, transport, to, cause, detail, streams, age, .. } = transition;
     let mut data = json!({
         "recording": id.to_string(), "call_id": call_id, "peer": peer.to_string(),
-        "transport": transport.name().to_lowercase(), "state": to.text(),
+        "transport": transport.name(), "state": to.text(),
         "cause": cause, "streams": streams, "seconds": age.as_secs_f64(),
     });
     if let Some(detail) = detail {
