@@ -82,9 +82,19 @@ pub fn plan(
     if used && refused { Err(NotAcceptable) } else { Ok(plans) }
 }
 
-/// Streams of `lines` that no plan keeps.
-pub fn removed(lines: &[Option<u8>], plans: &[Plan]) -> Vec<u8> {
-    lines.iter().flatten().copied().filter(|stream| !plans.contains(&Plan::Keep(*stream))).collect()
+/// Streams of `lines` that no plan keeps: those whose m-line has moved to a new stream, and those that are over. An m-line that
+/// an SRC leaves out, against RFC 3264 §8, is over.
+pub fn removed(lines: &[Option<u8>], plans: &[Plan]) -> (Vec<u8>, Vec<u8>) {
+    let (mut moved, mut over) = (Vec::new(), Vec::new());
+    for (m_line, stream) in lines.iter().enumerate() {
+        match (stream, plans.get(m_line)) {
+            (Some(stream), Some(Plan::Keep(kept))) if stream == kept => {}
+            (Some(stream), Some(Plan::Add)) => moved.push(*stream),
+            (Some(stream), _) => over.push(*stream),
+            (None, _) => {}
+        }
+    }
+    (moved, over)
 }
 
 /// A pcap takes whatever comes; a raw file is laid out for one codec, so another codec is another stream.

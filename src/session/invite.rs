@@ -301,9 +301,10 @@ impl Sessions {
             .ports
             .take(key.reactor, added)
             .ok_or_else(|| Refusal::unavailable(RefuseCause::NoPort, "not enough free media ports"))?;
-        let removed = answer::removed(&session.lines, &plans);
+        let (moved, mut removed) = answer::removed(&session.lines, &plans);
+        removed.extend(&session.moved);
         let address = self.media_address(recording.source);
-        let session = session.renegotiated(&offer, &plans, pairs, address);
+        let session = MediaSession { moved, ..session.renegotiated(&offer, &plans, pairs, address) };
         Ok(Renegotiated { offers: false, session, added, removed })
     }
 

@@ -147,6 +147,9 @@ pub struct MediaSession {
     pub streams: Vec<Stream>,
     /// The live stream of each m-line.
     pub lines: Vec<Option<u8>>,
+    /// Streams whose m-lines have moved to new ones. Their ports are listened on until the next change, since the SRC learns
+    /// of the move later than we (RFC 3264 §8.3.1).
+    pub moved: Vec<u8>,
     /// What was offered and is not recorded, in words for the manifest.
     pub refused: Vec<String>,
     pub origin: AnswerOrigin,
@@ -245,8 +248,8 @@ impl Stream {
 impl MediaSession {
     /// Before the first offer.
     pub fn new(origin: AnswerOrigin) -> MediaSession {
-        let (streams, lines, refused) = (Vec::new(), Vec::new(), Vec::new());
-        MediaSession { streams, lines, refused, origin, answer: Bytes::new() }
+        let (streams, lines, moved, refused) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        MediaSession { streams, lines, moved, refused, origin, answer: Bytes::new() }
     }
 
     pub fn live(&self) -> usize {

@@ -193,10 +193,21 @@ fn in_raw_format_another_codec_is_another_stream() {
     let mut r = Recorder::with_format(4, 4, Format::Raw);
     let (key, tag) = r.call("a");
     let out = r.udp(reinvite("a", &tag, 2, &g722));
-    assert_eq!((change(&out).remove.as_slice(), change(&out).add[0].stream), (&[0][..], 2));
+    // The old port is listened on until the next change (RFC 3264 §8.3.1).
+    assert_eq!((change(&out).remove.as_slice(), change(&out).add[0].stream), (&[][..], 2));
     assert_eq!(change(&out).add[0].label, "1-stream-2");
     let ok = only(&r.event(Event::Changed { key }));
     assert_eq!(m_ports(body(&ok)), [20_004, 20_002]);
+    assert_eq!(r.ports(), (5, 3, 0));
+    r.udp(ack("a", &tag, 2));
+    let out = r.udp(reinvite("a", &tag, 3, &g722));
+    assert_eq!((change(&out).remove.as_slice(), change(&out).add.len()), (&[0][..], 0));
+    assert_eq!(m_ports(body(&only(&r.event(Event::Changed { key })))), [20_004, 20_002]);
+    assert_eq!(r.ports(), (5, 2, 1));
+    r.udp(ack("a", &tag, 3));
+    r.udp(bye("a", &tag, 4));
+    r.event(Event::Closed { key });
+    r.assert_whole();
 
     let mut r = Recorder::new(4, 4);
     let (_, tag) = r.call("a");
@@ -265,7 +276,7 @@ fn a_raw_stream_keeps_its_codec_while_it_is_offered() {
     r.udp(ack("a", &tag, 3));
     // The same codec under another payload type: the file's packets are known by that.
     let out = r.udp(reinvite("a", &tag, 4, &offer_of("96", "a=rtpmap:96 PCMU/8000\n")));
-    assert_eq!((change(&out).remove.as_slice(), change(&out).add[0].codecs[0].payload_type), (&[2][..], 96));
+    assert_eq!((change(&out).remove.as_slice(), change(&out).add[0].codecs[0].payload_type), (&[0][..], 96));
 }
 
 #[test]
@@ -380,4 +391,19 @@ fn an_unspecified_ipv6_address_is_a_hold() {
     let out = r.udp(bye("a", &tag, 3));
     let paused = manifest(&out).events.iter().filter(|event| event.kind == EventKind::MediaPaused).count();
     assert_eq!(paused, 2);
+}
+
+/// RFC 3264 §8 forbids it, and it is met.
+#[test]
+fn an_m_line_that_is_left_out_is_over() {
+    let mut r = Recorder::new(4, 4);
+    let (key, tag) = r.call("a");
+    let one = OFFER.split("m=audio 22456").next().unwrap();
+    let out = r.udp(reinvite("a", &tag, 2, one));
+    assert_eq!(change(&out).remove, [1]);
+    assert_eq!(m_ports(body(&only(&r.event(Event::Changed { key })))), [20_000]);
+    r.udp(ack("a", &tag, 2));
+    r.udp(bye("a", &tag, 3));
+    r.event(Event::Closed { key });
+    r.assert_whole();
 }
