@@ -64,6 +64,8 @@ impl Calls {
             terms: Terms::default(),
             instance: 0,
             ends: Ends::default(),
+            resource: Default::default(),
+            admission: Default::default(),
         };
         let (counters, table) = (Arc::new(SessionCounters::default()), Arc::new(Table::new(SESSIONS)));
         let sessions = Sessions::new(rules, counters, table, StdRng::seed_from_u64(1));

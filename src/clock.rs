@@ -69,6 +69,20 @@ impl Wall {
     }
 
     /// `2026/11/22/07`: the directory of the hour in which a recording starts.
+    /// What [`Wall`] displays, and no other way to write a time.
+    pub fn parse(text: &str) -> Option<Wall> {
+        let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<u64>().ok();
+        let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+        // Months are counted from March, so that the leap day is the last of its year.
+        let shifted = (month + 9) % 12;
+        let year_of_march = year.checked_sub(u64::from(month < 3))?;
+        let leap_days = year_of_march / 4 - year_of_march / 100 + year_of_march / 400;
+        let days = (year_of_march * 365 + leap_days + (shifted * 153 + 2) / 5 + day).checked_sub(719_469)?;
+        let seconds = days * 86_400 + number(11..13)? * 3_600 + number(14..16)? * 60 + number(17..19)?;
+        let wall = Wall(seconds * 1_000_000_000 + number(20..26)? * 1_000);
+        (wall.to_string() == text).then_some(wall)
+    }
+
     pub fn hour_path(self) -> String {
         let c = self.civil();
         format!("{:04}/{:02}/{:02}/{:02}", c.year, c.month, c.day, c.hour)
@@ -93,6 +107,17 @@ impl serde::Serialize for Wall {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_displayed_time_comes_back() {
+        for seconds in [0, 951_782_400, 951_868_800, 1_709_164_800, 1_795_336_245, 4_107_542_400] {
+            let wall = Wall(seconds * 1_000_000_000 + 123_456_000);
+            assert_eq!(Wall::parse(&wall.to_string()), Some(wall));
+        }
+        for bad in ["", "2026-11-22", "2026-13-22T08:30:45.000000Z", "2026-02-30T08:30:45.000000Z", "é"] {
+            assert_eq!(Wall::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn wall_displays_as_rfc_3339() {

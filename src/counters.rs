@@ -95,12 +95,17 @@ causes! {
         TooLarge = "too_large",
         NotAcceptable = "not_acceptable",
         BadMetadata = "bad_metadata",
+        Replaces = "replaces",
         NoSlot = "max_sessions",
         NoPort = "no_port",
         Draining = "draining",
         Overload = "overload",
         /// It waited here for so long that its SRC has given up.
         TooLate = "too_late",
+        Rate = "rate_limit",
+        SourceRate = "rate_limit_source",
+        Unauthenticated = "unauthenticated",
+        SourceSessions = "max_sessions_per_source",
         OpenFailed = "open_failed",
         OpenTimeout = "open_timeout",
         Cancelled = "cancelled",
@@ -129,6 +134,8 @@ causes! {
         MaxDuration = "max_duration",
         /// Metadata came that `--strict-siprec` refuses, in a message that cannot be refused.
         BadMetadata = "bad_metadata",
+        /// Another session has taken its place (Replaces, RFC 3891).
+        Replaced = "replaced",
         /// `sipreel end`.
         Operator = "operator",
         /// The recorder was stopped.
@@ -145,6 +152,8 @@ causes! {
         Total = "connections_max",
         /// Its source has as many as one may have.
         PerSource = "connections_per_source",
+        /// Its address is not admitted.
+        Denied = "denied",
         /// TLS: too many handshakes begin at once.
         HandshakeRate = "handshake_rate",
     }
@@ -235,6 +244,10 @@ pub struct ReactorCounters {
     pub sip_kernel_dropped: Counter,
     /// SIP messages that control had no room for: the peer of a datagram sends it again, that of a stream is disconnected.
     pub sip_overload: Counter,
+    /// Of these: messages of a source that had its share while control was behind.
+    pub sip_unfair: Counter,
+    /// Datagrams and connections from addresses that are not admitted.
+    pub sip_denied: Counter,
     pub sip_sent: Counter,
     pub sip_send_errors: Counter,
     pub tcp_accepted: Counter,
@@ -276,6 +289,8 @@ impl Default for ReactorCounters {
             sip_datagrams: Counter::new(),
             sip_kernel_dropped: Counter::new(),
             sip_overload: Counter::new(),
+            sip_unfair: Counter::new(),
+            sip_denied: Counter::new(),
             sip_sent: Counter::new(),
             sip_send_errors: Counter::new(),
             tcp_accepted: Counter::new(),
@@ -321,6 +336,11 @@ pub struct SessionCounters {
     pub malformed: Counter,
     /// Requests answered 400.
     pub bad_requests: Counter,
+    /// Requests of any method refused because of a rate.
+    pub rate_limited: Counter,
+    /// Requests answered 401, and those of them that had tried a password.
+    pub challenged: Counter,
+    pub auth_failed: Counter,
     pub retransmissions_received: Counter,
     pub retransmissions_sent: Counter,
     /// Messages that match no transaction or dialog and ask for no answer.
@@ -367,6 +387,9 @@ impl Default for SessionCounters {
             total: Counter::new(),
             malformed: Counter::new(),
             bad_requests: Counter::new(),
+            rate_limited: Counter::new(),
+            challenged: Counter::new(),
+            auth_failed: Counter::new(),
             retransmissions_received: Counter::new(),
             retransmissions_sent: Counter::new(),
             stray: Counter::new(),

@@ -51,6 +51,10 @@ pub const EXPLAINED_FINDINGS_MAX: usize = 2;
 /// Metadata in an answer over a stream: beyond it nobody is helped by having his own words back.
 pub const ANSWER_METADATA_MAX: usize = 16 * 1024;
 
+/// A name of this recorder (`--resource-id`, `--region`, `--group`): what DNS allows for one label and one more, and three of them
+/// fit an answer to OPTIONS.
+pub const RESOURCE_NAME_MAX: usize = 64;
+
 // ---- SIP timers (RFC 3261 §17, Table 4) -------------------------------------------------------------------------
 
 pub const T1: Duration = Duration::from_millis(500);
@@ -78,6 +82,26 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Recording sessions at once, when neither a flag nor the ports give fewer.
 pub const SESSIONS_MAX: usize = 100_000;
+/// A token bucket holds the tokens of this time: an SRC that comes back places its calls again at once.
+pub const RATE_BURST: Duration = Duration::from_secs(2);
+/// Sources whose rates are told apart, in sets of so many: 16,384 in 400 KiB. A fleet of SBCs has dozens; a flood of forged
+/// addresses has any number.
+pub const RATE_SETS: usize = 4_096;
+pub const RATE_WAYS: usize = 4;
+/// How long a nonce may be used: longer than any client waits before it answers, short for whoever has overheard it.
+pub const NONCE_LIFETIME: Duration = Duration::from_secs(300);
+/// Nonces whose use is remembered, 4 MiB; of what is forgotten nothing is taken again. At 2,000 calls a second, each with a nonce of
+/// its own, those of the last half minute.
+pub const NONCES_MAX: usize = 65_536;
+/// Users of `--auth-users`: SBCs, not people.
+pub const AUTH_USERS_MAX: usize = 10_000;
+/// Bytes of that file.
+pub const AUTH_FILE_MAX: u64 = 4 * 1024 * 1024;
+/// Refusals of one cause that have a line each in the log, in this time; then one line says how many more there were.
+pub const REFUSALS_LOGGED: u32 = 5;
+pub const REFUSALS_LOGGED_WITHIN: Duration = Duration::from_secs(10);
+/// Networks of `--allow`, and of `--deny`. Each new message is held against all of them; a firewall suits longer lists.
+pub const NETWORKS_MAX: usize = 1_024;
 /// Server transactions alive at once, per session slot: INVITE, BYE and two re-INVITEs within 32 s, and as many strays.
 pub const TRANSACTIONS_PER_SESSION: usize = 8;
 /// Transactions beyond the per-session share, so that a box with few slots can still refuse politely, and short calls find
@@ -117,6 +141,14 @@ pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 /// every second. Later ones are counted.
 pub const EVENTS_PER_RECORDING_MAX: usize = 4_096;
 pub const EVENTS_PER_RECORDING_BYTES: usize = 512 * 1024;
+/// Communication sessions of one recording by which a later one is told to continue it, and the longest of their ids: SRCs
+/// send one, turrets a handful; a base64 UUID has 24 bytes.
+pub const CONTINUITY_SESSIONS_MAX: usize = 8;
+pub const CONTINUITY_ID_MAX: usize = 256;
+/// How long after it was lost a recording is continued: an SRC notices by a session timer at the latest (RFC 4028, 1,800 s).
+pub const CONTINUED_WITHIN: Duration = Duration::from_secs(1_800);
+/// Lost sessions that are remembered: those of a box whose SBC has died, twice over. 64 MiB with the longest ids.
+pub const CONTINUITY_ENDED_MAX: usize = 200_000;
 /// Bytes of the Call-ID shown in the session table; the manifest has it whole.
 pub const TABLE_TEXT: usize = 64;
 /// Attempts of one table read. A write takes some 20 ns, so a reader that fails this often met a writer that was preempted.
@@ -127,6 +159,11 @@ pub const TABLE_READ_ATTEMPTS: usize = 10_000;
 /// Events waiting for the control thread. At 2,000 calls/s this is two seconds of INVITE, ACK and BYE; then reactors
 /// drop new datagrams (counted), and SIP retransmits them.
 pub const EVENTS_MAX: usize = 16_384;
+/// From so many waiting events on a source has a share of the queue, per reactor: as many messages a second. Below, everything
+/// is taken. 2,000 messages are 700 calls; who sends more while control is behind is why it is.
+pub const EVENTS_CROWDED: usize = EVENTS_MAX / 2;
+pub const EVENTS_CROWDED_STREAMS: usize = EVENTS_MAX / 4 * 3;
+pub const EVENTS_OF_SOURCE: u32 = 2_000;
 /// Bytes of SIP messages of TCP connections that wait for room among the events, per reactor: 4,000 INVITEs. Then their
 /// connections are closed.
 pub const TCP_KEPT: usize = 16 * 1024 * 1024;
@@ -385,6 +422,13 @@ pub const CACHE_LINE: usize = 64;
 /// and the first address is needed to know the second.
 pub const PREFETCH_RECORDING: usize = 8;
 pub const PREFETCH_STREAM: usize = 4;
+
+// ---- finding recordings -------------------------------------------------------------------------------------
+
+/// Bytes of a manifest that are read: participants and metadata bodies up to their limits, with their hashes.
+pub const MANIFEST_READ_MAX: u64 = 64 * 1024 * 1024;
+/// Recordings that one filter may find: they are sorted in memory. One communication session has one, after a failover two.
+pub const RECORDINGS_FOUND_MAX: usize = 100_000;
 
 // ---- stats socket -----------------------------------------------------------------------------------------------
 

@@ -82,6 +82,9 @@ fn watch(format: Format) {
         ends: Default::default(),
         product: "sipreel/test".into(),
         terms: sipreel::session::Terms::default(),
+        resource: Default::default(),
+        lists: Default::default(),
+        admission: Default::default(),
     };
     let recorder = Recorder::start(&settings, None).unwrap();
     let call = Call::set_up(recorder.sip_udp[0].port());

@@ -58,6 +58,8 @@ impl Bench {
             ports,
             reactors: 1,
             product: "sipreel/test".into(),
+            resource: Default::default(),
+            admission: Default::default(),
             strict_siprec: false,
             explain_refusals: false,
             answer_metadata: false,

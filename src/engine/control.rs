@@ -143,6 +143,10 @@ fn log(notice: &Notice) {
         Notice::Refused { call_id, peer, code, why } => {
             tracing::warn!(call_id, %peer, code, why, "session refused");
         }
+        Notice::MoreRefused { cause, more } => {
+            let seconds = limits::REFUSALS_LOGGED_WITHIN.as_secs();
+            tracing::warn!(cause, more, "more sessions refused in {seconds} s");
+        }
         Notice::Finding { id, finding, unlogged } => found(id, finding, *unlogged),
     }
 }

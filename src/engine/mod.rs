@@ -60,7 +60,8 @@ use socket2::Socket;
 
 use crate::counters::{ReactorCounters, RecoveryCounters, SessionCounters};
 use crate::limits;
-use crate::proto::manifest::Format;
+use crate::proto::manifest::{Format, Resource};
+use crate::session::admission::{Lists, Policy};
 use crate::session::table::Table;
 use crate::session::{Ends, Event, PortPair, Rules, Sessions, Terms};
 
@@ -121,6 +122,11 @@ pub struct Settings {
     /// For SIP headers and manifests: `sipreel/0.1.0`.
     pub product: String,
     pub terms: Terms,
+    /// Which recorder this is: in manifests, answers to OPTIONS, stats.
+    pub resource: Resource,
+    /// Who may send SIP at all.
+    pub lists: Lists,
+    pub admission: Policy,
 }
 
 /// Why the recorder did not start, and what to change: one sentence.
@@ -297,6 +303,7 @@ impl Recorder {
         let (sip_tcp, mut sip_tcp_sockets) = by_reactor(sip_tcp, reactors);
         let (sip_tls, mut sip_tls_sockets) = by_reactor(sip_tls, reactors);
         let cname = reports::cname();
+        let lists = Arc::new(settings.lists.clone());
         for (index, part) in media.parts.into_iter().enumerate() {
             let (mailbox, inbox) =
                 mailbox::mailbox().map_err(|e| format!("creating an eventfd failed: {e}"))?;
@@ -329,6 +336,7 @@ impl Recorder {
                 batch,
                 counters,
                 events: events.clone(),
+                lists: lists.clone(),
                 jobs: jobs.clone(),
                 neighbours: Vec::new(),
             });
@@ -372,6 +380,8 @@ impl Recorder {
             terms: settings.terms.clone(),
             instance: instance.as_ref().map_or(0, |instance| instance.number),
             ends: settings.ends,
+            resource: settings.resource.clone(),
+            admission: settings.admission.clone(),
         };
         if instance.is_ok() {
             let rules = Rules { ports: Vec::new(), ..rules.clone() };
@@ -583,6 +593,7 @@ struct Parts {
     batch: Recorded,
     counters: Arc<ReactorCounters>,
     events: Sender<Event>,
+    lists: Arc<Lists>,
     jobs: Sender<directory::Job>,
     /// Of all reactors, where packets of a port may come to any of them.
     neighbours: Vec<Mailbox>,
@@ -597,7 +608,7 @@ impl Parts {
         let mut ring = Ring::new((sockets + self.files) as u32)?;
         let media = self.part.arm(&mut ring)?;
         let udp = udp::Listeners::arm(self.index, self.udp, &mut ring)?;
-        let tcp = tcp::Connections::arm(
+        let mut tcp = tcp::Connections::arm(
             self.index,
             self.streams,
             self.tls,
@@ -605,6 +616,7 @@ impl Parts {
             &mut ring,
             self.counters.clone(),
         )?;
+        tcp.lists = self.lists.clone();
         let files =
             Files::new(self.index, sockets as u32, self.files, self.write_latency, self.counters.clone());
         let neighbours = Neighbours::new(self.index, self.neighbours);
@@ -631,6 +643,7 @@ impl Parts {
             counters: self.counters,
             batch: self.batch,
             outbox: Outbox::new(self.events),
+            lists: self.lists,
             clock: Clock::start(),
         })
     }

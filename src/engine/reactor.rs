@@ -12,6 +12,8 @@ use bytes::Bytes;
 use crossbeam::channel::{Sender, TrySendError};
 use io_uring::opcode;
 use io_uring::types::Fd;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::cpu;
 use super::mailbox::{Inbox, Letter};
@@ -24,6 +26,7 @@ use super::udp::Listeners;
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::{ConnectionEnd, ReactorCounters};
 use crate::limits;
+use crate::session::admission::{Lists, Shares};
 use crate::session::{Command, Event, Flow, Transport};
 
 /// How long a reactor that has nothing to do sleeps; a letter or a packet ends it.
@@ -41,6 +44,8 @@ pub struct Reactor {
     pub counters: Arc<ReactorCounters>,
     pub batch: Recorded,
     pub outbox: Outbox,
+    /// Who may send SIP.
+    pub lists: Arc<Lists>,
     pub clock: Clock,
 }
 
@@ -65,6 +70,7 @@ impl Clock {
 /// their peers send them again.
 pub struct Outbox {
     events: Sender<Event>,
+    shares: Shares,
     kept: VecDeque<Event>,
     /// Bytes of the SIP messages in `kept`.
     kept_bytes: usize,
@@ -75,7 +81,15 @@ pub struct Outbox {
 
 impl Outbox {
     pub fn new(events: Sender<Event>) -> Outbox {
-        Outbox { events, kept: VecDeque::new(), kept_bytes: 0, fresh: Vec::new(), arrivals: Vec::new() }
+        let shares = Shares::new(limits::EVENTS_OF_SOURCE, &mut StdRng::from_os_rng());
+        Outbox {
+            events,
+            shares,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            fresh: Vec::new(),
+            arrivals: Vec::new(),
+        }
     }
 
     /// Passes a SIP message on. `false`: there is no room for it. One of a stream is not sent again by its peer
@@ -105,6 +119,17 @@ impl Outbox {
         if let Err(TrySendError::Full(event)) = self.events.try_send(event) {
             self.kept.push_back(event);
         }
+    }
+
+    /// Whether this source may put a message into the queue: always while there is room, and while the queue is crowded
+    /// as long as it keeps to its share. So whoever floods is refused before the others are; a stream later than a datagram,
+    /// since its peer loses more by it.
+    fn fair(&mut self, flow: Flow, now: Mono) -> bool {
+        let crowded = match flow.transport {
+            Transport::Udp => limits::EVENTS_CROWDED,
+            _ => limits::EVENTS_CROWDED_STREAMS,
+        };
+        self.shares.take(now, flow.peer.ip()) || self.events.len() < crowded
     }
 
     /// Passes on what is kept and then what is fresh, as far as there is room.
@@ -223,7 +248,12 @@ impl Reactor {
                 if let Some(message) = self.udp.complete(completion) {
                     self.counters.sip_datagrams.add(1);
                     let at = message.at.unwrap_or(now.wall);
-                    let _ = self.message(message.flow, message.bytes, at);
+                    // No answer: whoever is not admitted shall not learn that somebody is here, nor be sent what he did not ask for.
+                    if self.lists.admit(message.flow.peer.ip()) {
+                        let _ = self.message(message.flow, message.bytes, at);
+                    } else {
+                        self.counters.sip_denied.add(1);
+                    }
                 }
                 Ok(())
             }
@@ -256,6 +286,11 @@ impl Reactor {
     /// A SIP message goes up; `false`: control is too far behind.
     fn message(&mut self, flow: Flow, bytes: Bytes, at: Wall) -> bool {
         self.clock.busy_until = self.clock.now.mono + SIP_BUSY;
+        if !self.outbox.fair(flow, self.clock.now.mono) {
+            self.counters.sip_unfair.add(1);
+            self.counters.sip_overload.add(1);
+            return false;
+        }
         let taken = self.outbox.message(flow, bytes, at);
         self.counters.sip_overload.add(u64::from(!taken));
         taken
@@ -464,6 +499,23 @@ mod tests {
         assert_eq!((outbox.kept_bytes, outbox.kept.len()), (0, 0));
         assert!(send(&mut outbox, Transport::Udp, "OPTIONS"));
         assert_eq!(taken(&events), ["OPTIONS"]);
+    }
+
+    #[test]
+    fn while_the_queue_is_crowded_a_source_has_its_share() {
+        let (sender, events) = bounded(limits::EVENTS_MAX);
+        let mut outbox = Outbox::new(sender);
+        let from = |ip: &str| Flow { peer: format!("{ip}:5060").parse().unwrap(), ..flow(Transport::Udp) };
+        let mut send = |ip: &str| {
+            outbox.fair(from(ip), Mono(0)) && outbox.message(from(ip), Bytes::from_static(b"x"), Wall(0))
+        };
+        let flood = (0..limits::EVENTS_MAX).filter(|_| send("192.0.2.1")).count();
+        assert_eq!(flood, limits::EVENTS_CROWDED, "it had its share before that");
+        let others = (0..limits::EVENTS_CROWDED).filter(|n| send(&format!("198.51.100.{}", n % 8))).count();
+        assert_eq!(others, limits::EVENTS_CROWDED, "the rest of the queue is theirs");
+        assert_eq!(events.len(), limits::EVENTS_MAX);
+        while events.try_recv().is_ok() {}
+        assert!(send("192.0.2.1"), "nothing is refused while there is room");
     }
 
     #[test]

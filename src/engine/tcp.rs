@@ -23,6 +23,7 @@ use crate::clock::Mono;
 use crate::counters::{ConnectionEnd, ConnectionRefusal, HandshakeFailure, ReactorCounters};
 use crate::limits;
 use crate::proto::manifest::PeerCertificate;
+use crate::session::admission::Lists;
 use crate::session::{ConnectionKey, Flow};
 
 /// Buffer group of the connections.
@@ -103,6 +104,8 @@ pub struct Connections {
     /// Decrypted bytes of one receive.
     plain: Vec<u8>,
     heard: Heard,
+    /// Whose connections are taken.
+    pub lists: Arc<Lists>,
 }
 
 #[derive(Default)]
@@ -136,6 +139,7 @@ impl Connections {
             counters,
             plain: Vec::new(),
             heard: Heard::default(),
+            lists: Arc::default(),
         };
         connections.publish(ring).map_err(|e| format!("arming SIP listeners failed: {e}"))?;
         Ok(connections)
@@ -177,6 +181,10 @@ impl Connections {
         let addresses =
             socket.peer_addr().and_then(|peer| Ok((peer.as_socket(), socket.local_addr()?.as_socket())));
         let Ok((Some(peer), Some(local))) = addresses else { return Err(ConnectionRefusal::Accept) };
+        if !self.lists.admit(peer.ip()) {
+            self.counters.sip_denied.add(1);
+            return Err(ConnectionRefusal::Denied); // closed with its descriptor
+        }
         let Some(slot) = self.free.last().copied() else { return Err(ConnectionRefusal::Total) };
         if secure && !self.handshakes.take(now) {
             return Err(ConnectionRefusal::HandshakeRate);

@@ -1,6 +1,6 @@
 //! `recording.json`: who, when, which streams, their quality, the files and their hashes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 use crate::clock::Wall;
@@ -33,6 +33,7 @@ pub struct Manifest {
     pub version: u32,
     /// What wrote it: `sipreel/0.1.0`.
     pub recorder: String,
+    pub resource: Resource,
     pub id: String,
     pub state: State,
     pub format: Format,
@@ -44,6 +45,9 @@ pub struct Manifest {
     pub end_note: Option<String>,
     pub session: Session,
     pub sip: Sip,
+    /// Id of the recording before it, of which it goes on with the communication session: the SRC replaced its dialog, or lost
+    /// it and began another.
+    pub continues: Option<String>,
     /// Communication session ids of the metadata (RFC 7865 §6.3), in order of appearance.
     pub communication_sessions: Vec<String>,
     pub participants: Vec<Participant>,
@@ -59,6 +63,17 @@ pub struct Manifest {
     /// What is missing or doubtful, in words: `write failed: …`, `metadata body 3 not kept: …`. Empty when all is well.
     pub problems: Vec<String>,
     pub files: Vec<File>,
+}
+
+/// Which recorder of a fleet it is: for load balancers, and for those who look for a recording. Each is a token of letters,
+/// digits, `-`, `.` and `_`, so that it needs no quotes in a SIP header, a URI or a file name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resource {
+    /// `--resource-id`, else the host's name.
+    pub id: String,
+    pub region: Option<String>,
+    pub group: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -333,6 +348,7 @@ pub(crate) mod tests {
         Manifest {
             version: 1,
             recorder: "sipreel/0.1.0".into(),
+            resource: Resource { id: "rec1".into(), region: Some("eu".into()), group: None },
             id: "id".into(),
             state: State::Ended,
             format: Format::Pcap,
@@ -350,6 +366,7 @@ pub(crate) mod tests {
                 transport: "udp".into(),
                 peer_certificate: None,
             },
+            continues: None,
             communication_sessions: vec!["cs".into()],
             participants: vec![Participant { id: "p".into(), aors: vec!["sip:a@b".into()], name: None }],
             streams: vec![stream()],
@@ -409,6 +426,7 @@ pub(crate) mod tests {
     fn json_shape() {
         let expected = json!({
             "version": 1, "recorder": "sipreel/0.1.0", "id": "id", "state": "ended", "format": "pcap",
+            "resource": {"id": "rec1", "region": "eu", "group": null},
             "start": "2026-11-22T08:30:45.000000Z", "end": "2026-11-22T08:30:46.500000Z", "end_cause": "bye",
             "end_note": null,
             "session": {
@@ -418,6 +436,7 @@ pub(crate) mod tests {
                 "call_id": "a@b", "remote_tag": "r", "local_tag": "l",
                 "source": "192.0.2.1:5060", "local": "[2001:db8::1]:5060", "transport": "udp",
             },
+            "continues": null,
             "communication_sessions": ["cs"],
             "participants": [{"id": "p", "aors": ["sip:a@b"], "name": null}],
             "streams": [{

@@ -117,6 +117,8 @@ impl Sessions {
         if let Some(id) = recording.unacknowledged.take().and_then(|waiting| waiting.transaction) {
             self.transactions.acknowledged(id);
         }
+        let sessions = recording.history.communication_sessions();
+        self.continuity.ends(now.mono, recording.id, &sessions, cause != EndCause::Bye);
         self.commits_pending += 1;
         self.rearm(key);
         out.push(Command::Close(Box::new(Close { key, manifest: Some(Box::new(manifest)) })));
@@ -133,6 +135,7 @@ impl Sessions {
     pub(super) fn release(&mut self, now: Now, key: RecordingKey) {
         let Some(mut recording) = self.slots.remove(key) else { return };
         self.timers.set(&mut recording.armed, key.slot, None);
+        self.admission.session_ends(recording.source.peer.ip());
         for pair in recording.session.streams.iter().filter_map(|stream| stream.ports) {
             self.ports.give(now.mono, pair);
         }

@@ -22,7 +22,9 @@ use super::{
 };
 use crate::clock::{Mono, Now};
 use crate::counters::{EndCause, RefuseCause};
-use crate::limits::{OPEN_TIMEOUT, SDP_MAX, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT};
+use crate::limits::{
+    OPEN_TIMEOUT, RETRY_AFTER_SECONDS, SDP_MAX, STREAMS_PER_RECORDING_MAX, T1, TRANSACTION_TIMEOUT,
+};
 use crate::proto::manifest::{Event, EventKind, Format};
 use crate::proto::metadata::Metadata;
 use crate::proto::sdp::{self, AnswerOrigin, Offer, SdpError};
@@ -38,6 +40,7 @@ struct Admitted {
     agreed: Option<Agreed>,
     key: RecordingKey,
     pairs: Vec<PortPair>,
+    replaces: Option<RecordingKey>,
 }
 
 /// What a re-INVITE leads to.
@@ -68,15 +71,16 @@ impl Sessions {
         if waited(now, request) > TRANSACTION_TIMEOUT {
             return Err(Refusal::new(408, RefuseCause::TooLate, "the INVITE has waited for too long"));
         }
+        if let Some(refusal) = self.no_room().or_else(|| self.no_room_for(request.flow.peer.ip())) {
+            return Err(refusal);
+        }
         let content = content(request.message, request.bytes).map_err(bad_content)?;
         let Terms { plain_sdp, empty_invite, .. } = self.rules.terms;
         let wanted = if content.sdp.is_some() { plain_sdp } else { empty_invite };
         if let Some(refusal) = self.no_recording_session(request, &content).filter(|_| !wanted) {
             return Err(refusal);
         }
-        if let Some(refusal) = self.no_room() {
-            return Err(refusal);
-        }
+        let replaces = self.replaced(request)?;
         let agreed = refresh::agree(request.message, None, &self.rules.terms)?;
         let offers = content.sdp.is_none();
         let mut offer = match content.sdp {
@@ -102,7 +106,7 @@ impl Sessions {
         let no_slot = || Refusal::unavailable(RefuseCause::NoSlot, "as many sessions as are allowed");
         let key = self.slots.vacant(reactor).ok_or_else(no_slot)?;
         let pairs = self.ports.take(reactor, needed).ok_or_else(no_port)?;
-        Ok(Admitted { offers, offer, plans, metadata, agreed, key, pairs })
+        Ok(Admitted { offers, offer, plans, metadata, agreed, key, pairs, replaces })
     }
 
     /// Why no new session can be had, whatever it offers.
@@ -118,8 +122,17 @@ impl Sessions {
         }
     }
 
+    /// 486 and not 503: only this source has to wait, and only for the end of one of its own sessions (RFC 3261 §21.4.24, §21.5.4).
+    fn no_room_for(&self, source: IpAddr) -> Option<Refusal> {
+        let why = "as many sessions as one source may have";
+        let busy = Refusal::new(486, RefuseCause::SourceSessions, why);
+        self.admission
+            .sessions_full(source)
+            .then(|| busy.field("Retry-After", RETRY_AFTER_SECONDS.to_string()))
+    }
+
     fn open(&mut self, now: Now, request: &Request, admitted: Admitted, out: &mut Vec<Command>) {
-        let Admitted { offers, offer, plans, metadata, agreed, key, pairs } = admitted;
+        let Admitted { offers, offer, plans, metadata, agreed, key, pairs, replaces } = admitted;
         let address = self.media_address(request.flow);
         let origin = AnswerOrigin { session_id: self.rng.random::<u64>() >> 2, version: 1 };
         let session = MediaSession::new(origin).renegotiated(&offer, &plans, pairs, address);
@@ -131,6 +144,7 @@ impl Sessions {
         let id = Id::new(now.wall, self.rules.instance, &mut self.rng);
         let mut recording = Box::new(Recording::new(key, id, now.wall, dialog, request.flow, session));
         recording.certificate = self.connections.certificate(request.flow).cloned();
+        recording.replaces = replaces;
         recording.negotiated = !offers;
         recording.asking = Asking::new(request.message);
         recording.awaited = Awaited::Files(Box::new(Opening {
@@ -160,6 +174,7 @@ impl Sessions {
             self.transactions.own(id, key);
         }
         self.dialogs.insert(tag, key);
+        self.admission.session_begins(request.flow.peer.ip());
         self.table.publish(&recording.snapshot());
         self.slots.insert(recording);
         self.rearm(key);
@@ -184,6 +199,8 @@ impl Sessions {
         self.setup_times.push(now.mono.0.saturating_sub(opening.invite.received.0));
         self.counters.total.add(1);
         self.accept(now, key, opening.invite, out);
+        self.continue_session(now, key);
+        self.take_place(now, key, out);
     }
 
     pub(super) fn open_failed(

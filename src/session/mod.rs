@@ -7,11 +7,14 @@
 //!
 //! No 200 leaves before the reactor has said that the files exist and the ports are armed.
 
+pub mod admission;
 mod answer;
 mod client;
 mod connections;
 mod content;
+mod continuity;
 mod dialog;
+pub mod digest;
 mod ending;
 mod events;
 mod finding_log;
@@ -23,6 +26,7 @@ mod metadata;
 mod ports;
 mod recording;
 mod refresh;
+mod replace;
 pub mod replay;
 mod requests;
 mod send;
@@ -47,13 +51,16 @@ use std::time::Duration;
 use crate::clock::{Mono, Now, Wall};
 use crate::counters::SessionCounters;
 use crate::limits::{MIN_SE, SESSION_EXPIRES};
-use crate::proto::manifest::{self, EventKind, Format, Manifest, PeerCertificate};
+use crate::proto::manifest::{self, EventKind, Format, Manifest, PeerCertificate, Resource};
 use crate::proto::metadata::Finding;
 use crate::proto::sdp::Codec;
 use crate::proto::sip::{Message, NameAddr, Start};
 
+use admission::{Admission, Hush};
 use client::Clients;
 use connections::Connections;
+use continuity::Continuity;
+use digest::Guard;
 use ending::Drain;
 use finding_log::FindingLog;
 use id::Id;
@@ -361,6 +368,9 @@ pub struct Rules {
     /// In the ids of all its recordings, below [`id::INSTANCES`].
     pub instance: u16,
     pub ends: Ends,
+    /// Which recorder this is: in manifests and in answers to OPTIONS.
+    pub resource: Resource,
+    pub admission: admission::Policy,
 }
 
 /// On what terms sessions are held.
@@ -437,6 +447,11 @@ pub enum Notice {
         code: u16,
         why: String,
     },
+    /// Refusals of one cause since the last of these that were not told one by one.
+    MoreRefused {
+        cause: &'static str,
+        more: u64,
+    },
     /// `unlogged` of the same code have passed since the last one.
     Finding {
         id: String,
@@ -481,6 +496,11 @@ pub struct Sessions {
     table: Arc<Table>,
     rng: StdRng,
     fingerprint: Fingerprint,
+    admission: Admission,
+    /// Asks for passwords, where there are some.
+    guard: Option<Guard>,
+    hush: Hush,
+    continuity: Continuity,
     transactions: Transactions,
     clients: Clients,
     slots: Slots,
@@ -505,6 +525,10 @@ impl Sessions {
         debug_assert!(table.slots() >= rules.sessions_max);
         let mut sessions = Sessions {
             fingerprint: Fingerprint::new(&mut rng),
+            admission: Admission::new(rules.admission.clone(), &mut rng),
+            guard: rules.admission.credentials.clone().map(|known| Guard::new(known, &mut rng)),
+            hush: Hush::new(),
+            continuity: Continuity::default(),
             transactions: Transactions::new(ending::transactions_max(rules.sessions_max)),
             clients: Clients::new(),
             slots: Slots::new(rules.sessions_max.min(table.slots())),
@@ -585,6 +609,7 @@ impl Sessions {
             self.answered(now, asker, 408, None, out);
         }
         self.drain_timeout(now, out);
+        self.refusals_over(now.mono);
         self.gauge();
     }
 
@@ -596,6 +621,7 @@ impl Sessions {
             self.clients.next(),
             self.ports.next(),
             self.drain.next(),
+            self.hush.next(),
         ];
         parts.into_iter().flatten().min()
     }

@@ -48,6 +48,10 @@ pub struct Recording {
     pub inviting: bool,
     /// An offer has been answered, by either side.
     pub negotiated: bool,
+    /// The recording whose place it takes when it is established (RFC 3891).
+    pub replaces: Option<RecordingKey>,
+    /// The recording of the same communication session before it.
+    pub continues: Option<Id>,
     pub session: MediaSession,
     pub history: History,
     /// What changed so far, for the manifest.
@@ -409,6 +413,8 @@ impl Recording {
             inviting: false,
             negotiated: true,
             session,
+            replaces: None,
+            continues: None,
             history: History::default(),
             events: Events::default(),
             asking: Asking::default(),
@@ -546,6 +552,7 @@ impl Recording {
         Manifest {
             version: 1,
             recorder: rules.product.clone(),
+            resource: rules.resource.clone(),
             id: self.id.to_string(),
             state: manifest::State::Ended,
             format: rules.format,
@@ -563,6 +570,7 @@ impl Recording {
                 transport: self.source.transport.name().to_owned(),
                 peer_certificate: self.certificate.as_deref().cloned(),
             },
+            continues: self.continues.map(|id| id.to_string()),
             communication_sessions: self.history.communication_sessions(),
             participants: self.history.participants(),
             streams: self.session.streams.iter().map(Stream::manifest).collect(),

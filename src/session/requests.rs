@@ -1,15 +1,18 @@
 //! Every message that comes in: to its transaction, to its dialog, to what it asks for.
 
 use bytes::Bytes;
+use rand::Rng;
 
 use super::client::{Asker, Purpose, Taken};
 use super::content::{ContentError, content};
+use super::digest::Unproved;
 use super::invite::bad_content;
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::transaction::{Acknowledged, Identity, TransactionId};
 use super::{Command, Flow, RecordingKey, Sessions, Signal, Transport};
 use crate::clock::{Now, Wall};
 use crate::counters::RefuseCause;
+use crate::proto::manifest::Resource;
 use crate::proto::sip::{Checked, HeaderName, Malformed, Message, Method, Rport, Start, Via};
 
 /// Option tags that an SRC may require of us. `100rel` costs nothing, because we send no provisional response but 100
@@ -95,6 +98,9 @@ impl Sessions {
         if method == Method::Ack || !problem.answerable() {
             return self.counters.malformed.add(1);
         }
+        if self.admission.request(now.mono, flow.peer.ip()).is_err() {
+            return self.counters.rate_limited.add(1);
+        }
         if method == Method::Invite {
             self.counters.refused[RefuseCause::BadRequest as usize].add(1);
         }
@@ -127,6 +133,12 @@ impl Sessions {
             (found, Method::Ack) => self.acknowledge(now, &request, found, out),
             (Some(id), _) => self.repeated(now, request, id, out),
             (None, _) => {
+                if let Some(refusal) = self.too_often(now, &request) {
+                    return self.refuse(now, &request, &refusal, out);
+                }
+                if !self.proved(now, &request, out) {
+                    return;
+                }
                 let merged = self.begin(&mut request, identity);
                 self.note_received(now, &request, out);
                 match inspect(&request, merged) {
@@ -135,6 +147,47 @@ impl Sessions {
                 }
             }
         }
+    }
+
+    /// Requests within a dialog, and a CANCEL of what is here, are of calls that were let in. What is refused for its rate has no
+    /// transaction: a repetition is another request, and costs what it costs its sender.
+    fn too_often(&mut self, now: Now, request: &Request) -> Option<Refusal> {
+        let cancels = || {
+            let invite = self.fingerprint.transaction(&request.checked, Method::Invite);
+            request.checked.method == Method::Cancel && self.transactions.find(invite).is_some()
+        };
+        if request.owner.is_some() || cancels() {
+            return None;
+        }
+        let cause = self.admission.request(now.mono, request.flow.peer.ip()).err()?;
+        self.counters.rate_limited.add(1);
+        Some(Refusal::unavailable(cause, "too many requests"))
+    }
+
+    /// Whether it is known who sends the request; else it has been answered 401. A request without proof is answered once and
+    /// forgotten, so that asking costs nothing here (RFC 3261 §26.3.2.4).
+    fn proved(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) -> bool {
+        let Checked { method, method_text, .. } = request.checked;
+        // A CANCEL cannot be sent again (§22.1). OPTIONS outside of a dialog is how balancers look for life, without a password.
+        let exempt = method == Method::Cancel || (method == Method::Options && request.owner.is_none());
+        let Some(guard) = self.guard.as_mut().filter(|_| !exempt) else { return true };
+        let values = request.message.all(HeaderName::Authorization);
+        let Err(unproved) = guard.check(now.mono, method_text, values) else { return true };
+        let challenges = guard.challenges(now.mono, self.rng.random(), unproved == Unproved::Stale);
+        let fields = challenges.into_iter().map(|challenge| ("WWW-Authenticate", challenge));
+        let why = "no such user, or another password";
+        let refusal =
+            Refusal { fields: fields.collect(), ..Refusal::new(401, RefuseCause::Unauthenticated, why) };
+        self.counters.challenged.add(1);
+        self.note_received(now, request, out);
+        if unproved == Unproved::Wrong {
+            self.counters.auth_failed.add(1);
+            self.refuse(now, request, &refusal, out);
+        } else {
+            let fields: Vec<_> = refusal.fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            self.answer(now, request, 401, &fields, out);
+        }
+        false
     }
 
     /// An ACK ends the transaction of a failure. That of a 2xx has a branch of its own, or should have.
@@ -149,6 +202,7 @@ impl Sessions {
         let of_2xx = found.is_none_or(|id| self.transactions.ack(now.mono, id) == Acknowledged::Success);
         if of_2xx {
             self.ack(now, request, out);
+            request.owner.into_iter().for_each(|key| self.continue_session(now, key));
         }
     }
 
@@ -206,6 +260,8 @@ impl Sessions {
             _ => self.describe(now, request, out),
         }
         self.ask_for_snapshot(now, key, out);
+        // Its metadata may have named another communication session.
+        self.continue_session(now, key);
     }
 
     /// Metadata is taken from INFO too. What else comes so (DTMF, mostly) is in the pcap, and no reason for a refusal.
@@ -234,19 +290,43 @@ impl Sessions {
     /// Answered as an INVITE would be (RFC 3261 §11.2): balancers ask this way whether there is room.
     fn options(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
         match self.no_room() {
-            Some(refusal) => self.refuse(now, request, &refusal, out),
+            Some(refusal) => {
+                let load = self.load().into_iter();
+                let refusal = load.fold(refusal, |refusal, (name, value)| refusal.field(name, value));
+                self.refuse(now, request, &refusal, out);
+            }
             None => self.describe(now, request, out),
         }
     }
 
     fn describe(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+        let [(resource_name, resource), (capacity_name, capacity)] = self.load();
         let fields = [
             ("Allow", ALLOW),
             ("Accept", ACCEPT),
             ("Accept-Encoding", "identity"),
             ("Supported", "siprec, timer"),
+            (resource_name, resource.as_str()),
+            (capacity_name, capacity.as_str()),
         ];
         self.answer(now, request, 200, &fields, out);
+    }
+
+    /// Which recorder this is and what it has left, for who asks by OPTIONS. Balancers weigh recorders by it: a 503 alone
+    /// says only which to leave out. SIP has no field for that (RFC 7339 tells a rate, to those who negotiate it).
+    fn load(&self) -> [(&'static str, String); 2] {
+        let Resource { id, region, group } = &self.rules.resource;
+        let label = |name: &str, value: &Option<String>| {
+            value.as_ref().map(|value| format!(";{name}={value}")).unwrap_or_default()
+        };
+        let resource = format!("{id}{}{}", label("region", region), label("group", group));
+        let capacity = format!(
+            "sessions={};max={};ports={}",
+            self.slots.occupied(),
+            self.rules.sessions_max,
+            self.ports.free()
+        );
+        [("X-Sipreel-Resource", resource), ("X-Sipreel-Capacity", capacity)]
     }
 
     /// The ACK of a 2xx: it names the dialog and the CSeq number of its INVITE.

@@ -9,7 +9,7 @@ use super::client::{self, Asker, Purpose};
 use super::recording::{Awaited, Pending};
 use super::transaction::{Resend, TransactionId};
 use super::{Command, Flow, Notice, RecordingKey, Sessions, Signal, Transport, id};
-use crate::clock::{Now, Wall};
+use crate::clock::{Mono, Now, Wall};
 use crate::counters::RefuseCause;
 use crate::limits::{ANSWER_BYTES_WANTED, EXPLAINED_FINDINGS_MAX, RETRY_AFTER_SECONDS, SIGNALS_PENDING_MAX};
 use crate::proto::metadata::{Finding, Findings};
@@ -146,6 +146,7 @@ impl Sessions {
         let bytes = self.refusal(request.message, &tag, request.flow, refusal);
         if request.checked.method == Method::Invite {
             self.note_refusal(
+                now,
                 refusal,
                 request.checked.call_id,
                 request.flow,
@@ -180,7 +181,7 @@ impl Sessions {
         let (Ok(message), Some(recording)) = (parsed, self.slots.get(key)) else { return };
         let bytes = self.refusal(&message, &recording.dialog.local_tag, pending.flow, refusal);
         let (call_id, initial) = (recording.dialog.call_id.clone(), !recording.established());
-        self.note_refusal(refusal, &call_id, pending.flow, initial);
+        self.note_refusal(now, refusal, &call_id, pending.flow, initial);
         self.respond_pending(now, key, pending, refusal.code, bytes, out);
     }
 
@@ -305,9 +306,12 @@ impl Sessions {
     }
 
     /// Only an INVITE that wanted a new recording counts as refused: in a dialog the recording goes on.
-    fn note_refusal(&mut self, refusal: &Refusal, call_id: &str, flow: Flow, initial: bool) {
+    fn note_refusal(&mut self, now: Now, refusal: &Refusal, call_id: &str, flow: Flow, initial: bool) {
         if initial {
             self.counters.refused[refusal.cause as usize].add(1);
+        }
+        if !self.hush.shows(now.mono, refusal.cause) {
+            return;
         }
         self.notices.push(Notice::Refused {
             call_id: call_id.to_owned(),
@@ -315,5 +319,10 @@ impl Sessions {
             code: refusal.code,
             why: refusal.why.clone().into_owned(),
         });
+    }
+
+    pub(super) fn refusals_over(&mut self, now: Mono) {
+        let more = self.hush.over(now).map(|(cause, more)| Notice::MoreRefused { cause: cause.text(), more });
+        self.notices.extend(more);
     }
 }

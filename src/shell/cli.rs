@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
 
 use crate::engine::media_source::Kind;
-use crate::limits::CONNECTIONS_PER_SOURCE;
+use crate::limits::{CONNECTIONS_PER_SOURCE, RESOURCE_NAME_MAX};
 use crate::proto::manifest::Format;
 
 /// The port of SIP over UDP and TCP (RFC 3261 §19.1.2).
@@ -37,6 +38,11 @@ pub enum Command {
     Sessions(ClientArgs),
     /// End the session of a recording: its SRC gets a BYE, its files are completed
     End(EndArgs),
+    /// List recordings that are whole: all of them, or those of one communication session or call
+    ///
+    /// In the order of time, with what continues what: after a failover one call has several recordings. It reads the
+    /// manifests below DIR and asks no recorder. Exit code 1 when a manifest could not be read.
+    Recordings(RecordingsArgs),
     /// Look at this box and say what will hurt: limits, kernel, network card, ports, clock, disk
     ///
     /// Exit code: 0 nothing worse than a note, 1 warnings, 2 something that will fail or lose packets (or flags that
@@ -257,6 +263,63 @@ pub struct RecordArgs {
     #[arg(long, value_name = "N")]
     pub max_sessions: Option<usize>,
 
+    /// Recording sessions at once of one source; more are refused with 486 [default: as many as there may be]
+    ///
+    /// A source is an IPv4 address or an IPv6 /64. One SBC that goes wrong then leaves room for the others.
+    #[arg(long, value_name = "N")]
+    pub max_sessions_per_source: Option<usize>,
+
+    /// Requests a second, of all sources together, that begin something: INVITE, OPTIONS, garbage; 0: as many as come
+    ///
+    /// More are refused with 503. Requests of running calls are never counted. Off, because a recorder that refuses a trusted SBC
+    /// at its peak loses calls; use it with --rate-limit-source where strangers can reach it. Bursts of 2 s pass.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub rate_limit: u32,
+
+    /// The same for each source; 0: as many as come
+    ///
+    /// Give it a few times what the busiest SBC needs when all its calls come back at once.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub rate_limit_source: u32,
+
+    /// Take SIP only from this network: `192.0.2.0/24`, `2001:db8::1`; repeatable [default: from everybody]
+    ///
+    /// Whoever can send an INVITE can fill the disk. Datagrams of others get no answer, their connections are closed at once.
+    #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
+    pub allow: Vec<IpNet>,
+
+    /// Take no SIP from this network, whatever --allow says; repeatable
+    ///
+    /// For the one host in an allowed network that should not be heard.
+    #[arg(long, value_name = "NETWORK", value_parser = parse_network)]
+    pub deny: Vec<IpNet>,
+
+    /// Ask for a password: FILE has a line of user:realm:hash for each user, as htdigest writes it [default: nobody is asked]
+    ///
+    /// The hash is that of user:realm:password, by SHA-256 (64 digits) or MD5 (32); clients are offered what the file has, SHA-256 first.
+    /// For an SRC that comes over a network which --allow cannot tell. OPTIONS outside of calls is never asked.
+    #[arg(long, value_name = "FILE")]
+    pub auth_users: Option<PathBuf>,
+
+    /// The name of this recorder among others [default: the name of the host]
+    ///
+    /// In every manifest, in stats, in callbacks and in answers to OPTIONS, so that a fleet knows where a recording is. It
+    /// survives a move to another host, which the host's name does not.
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    pub resource_id: Option<String>,
+
+    /// Where this recorder is, in words of yours: `eu-west-1`, `ber2`
+    ///
+    /// It goes where --resource-id goes; a balancer may prefer recorders of its own region.
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    pub region: Option<String>,
+
+    /// Which recorders this one belongs to, in words of yours: `contact-centre`, `canary`
+    ///
+    /// It goes where --resource-id goes; whoever collects recordings can tell fleets apart.
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    pub group: Option<String>,
+
     /// pcap: one file per call, Wireshark plays it; raw: one file of codec bytes per stream
     #[arg(long, value_enum, default_value_t = Format::Pcap)]
     pub format: Format,
@@ -362,6 +425,25 @@ pub struct EndArgs {
     /// The recorder's --stats-socket [default: the places where `sipreel record` puts it]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct RecordingsArgs {
+    /// The recordings directory, or a copy of it
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+
+    /// Only recordings of this communication session (session_id of the metadata), and what they continue
+    #[arg(long, value_name = "ID")]
+    pub session_id: Option<String>,
+
+    /// Only recordings of this Call-ID, and what they continue
+    #[arg(long, value_name = "ID")]
+    pub call_id: Option<String>,
+
+    /// One JSON object a line: id, path, start, end, sessions, continues, Call-ID, resource
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -489,6 +571,24 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// `192.0.2.0/24`; an address alone is a network of one.
+fn parse_network(text: &str) -> Result<IpNet, String> {
+    let address = || text.parse::<IpAddr>().map(IpNet::from);
+    text.parse::<IpNet>()
+        .map(|network| network.trunc())
+        .or_else(|_| address())
+        .map_err(|_| "write it as 192.0.2.0/24, 2001:db8::/32 or one address".into())
+}
+
+/// What needs no quotes in a SIP header, a URI or a file name.
+fn parse_name(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    if !text.is_empty() && text.len() <= RESOURCE_NAME_MAX && text.chars().all(fits) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("write 1 to {RESOURCE_NAME_MAX} letters, digits, `-`, `.` or `_`"))
+}
+
 /// `65536`, `64K`, `1M`.
 fn parse_size(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -586,6 +686,25 @@ mod tests {
         }
         for bad in ["", "K", "64KiB", "-1", "1.5M", "99999999999999999999", "18446744073709551615M"] {
             assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn networks_as_typed() {
+        let network = |text: &str| parse_network(text).map(|network| network.to_string());
+        assert_eq!(network("192.0.2.7/24").as_deref(), Ok("192.0.2.0/24"));
+        assert_eq!(network("192.0.2.7").as_deref(), Ok("192.0.2.7/32"));
+        assert_eq!(network("2001:db8::1").as_deref(), Ok("2001:db8::1/128"));
+        for bad in ["", "192.0.2.0/33", "sbc.example", "192.0.2", "::/129"] {
+            assert!(network(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_as_typed() {
+        assert_eq!(parse_name("eu-west_1.a"), Ok("eu-west_1.a".to_owned()));
+        for bad in ["", "a b", "a;b", "a\"b", "a/b", "ü", &"x".repeat(65)] {
+            assert!(parse_name(bad).is_err(), "{bad}");
         }
     }
 

@@ -5,10 +5,12 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::callbacks::{self, Endpoints, Typed};
 use super::cli::{Cores, Listen, Ports, RecordArgs, Switch};
@@ -16,9 +18,12 @@ use crate::engine::Settings;
 use crate::engine::media_source::Kind;
 use crate::engine::tls::identity::IdentityFiles;
 use crate::limits::{
-    BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_ALIGNMENT, MIN_SE, REACTORS_MAX, SESSIONS_MAX, SILENCE_MIN,
-    TCP_CONNECTIONS, TICK,
+    AUTH_FILE_MAX, BLOCK_SIZE_MAX, BLOCK_SIZE_MIN, DISK_ALIGNMENT, MIN_SE, NETWORKS_MAX, REACTORS_MAX,
+    RESOURCE_NAME_MAX, SESSIONS_MAX, SILENCE_MIN, TCP_CONNECTIONS, TICK,
 };
+use crate::proto::manifest::Resource;
+use crate::session::admission::{Lists, Policy};
+use crate::session::digest::Credentials;
 use crate::session::{Ends, Terms};
 
 /// What of the host the meaning of the flags depends on.
@@ -28,6 +33,8 @@ pub struct Host<'a> {
     pub cores: Vec<usize>,
     /// `$XDG_RUNTIME_DIR`.
     pub runtime_dir: Option<&'a OsStr>,
+    /// Its name, as the kernel has it.
+    pub name: String,
 }
 
 /// A recorder that can be started.
@@ -69,6 +76,11 @@ pub enum Refusal {
     CoresBeyondPorts { cores: usize, pairs: usize },
     NoSessions,
     SessionsTooMany(usize),
+    NoSessionsOfSource,
+    SourceRate { total: u32, source: u32 },
+    NetworksTooMany { flag: &'static str, count: usize },
+    AllowedAndDenied(IpNet),
+    AuthUsers { file: PathBuf, what: String },
     BlockSize(usize),
     FlushTooShort(Duration),
     MinSeTooShort(Duration),
@@ -109,6 +121,13 @@ impl Config {
             },
             product: concat!("sipreel/", env!("CARGO_PKG_VERSION")).into(),
             terms: terms(args)?,
+            resource: Resource {
+                id: args.resource_id.clone().unwrap_or_else(|| resource_id(&host.name)),
+                region: args.region.clone(),
+                group: args.group.clone(),
+            },
+            lists: lists(&args.allow, &args.deny)?,
+            admission: admission(args)?,
             // Last, because it leaves a directory behind.
             dir: directory(&args.dir)?,
         };
@@ -131,6 +150,49 @@ fn callbacks(args: &RecordArgs, dir: &Path) -> Result<Option<Endpoints>, Refusal
         dir,
     };
     Endpoints::new(&typed).map_err(Refusal::Callbacks)
+}
+
+fn lists(allow: &[IpNet], deny: &[IpNet]) -> Result<Lists, Refusal> {
+    for (flag, list) in [("--allow", allow), ("--deny", deny)] {
+        if list.len() > NETWORKS_MAX {
+            return Err(Refusal::NetworksTooMany { flag, count: list.len() });
+        }
+    }
+    match allow.iter().find(|network| deny.iter().any(|denied| denied.contains(*network))) {
+        Some(&network) => Err(Refusal::AllowedAndDenied(network)),
+        None => Ok(Lists { allow: allow.to_vec(), deny: deny.to_vec() }),
+    }
+}
+
+fn admission(args: &RecordArgs) -> Result<Policy, Refusal> {
+    let limit = |typed: u32| (typed > 0).then_some(typed);
+    let (rate, rate_of_source) = (limit(args.rate_limit), limit(args.rate_limit_source));
+    match (rate, rate_of_source) {
+        (Some(total), Some(source)) if source > total => return Err(Refusal::SourceRate { total, source }),
+        _ => {}
+    }
+    let sessions_of_source = match args.max_sessions_per_source {
+        Some(0) => return Err(Refusal::NoSessionsOfSource),
+        typed => typed.unwrap_or(usize::MAX),
+    };
+    let credentials = args.auth_users.as_deref().map(credentials).transpose()?;
+    Ok(Policy { rate, rate_of_source, sessions_of_source, credentials })
+}
+
+fn credentials(file: &Path) -> Result<Credentials, Refusal> {
+    let refuse = |what: String| Refusal::AuthUsers { file: file.to_path_buf(), what };
+    let mut text = String::new();
+    fs::File::open(file)
+        .and_then(|opened| opened.take(AUTH_FILE_MAX).read_to_string(&mut text))
+        .map_err(|e| refuse(format!("cannot be read ({e})")))?;
+    Credentials::parse(&text).map_err(refuse)
+}
+
+/// The host's name as a resource may be called.
+fn resource_id(name: &str) -> String {
+    let fit = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '-' };
+    let id: String = name.trim().chars().take(RESOURCE_NAME_MAX).map(fit).collect();
+    if id.is_empty() { "sipreel".to_owned() } else { id }
 }
 
 /// Where the stats socket is when nobody said, best place first. A recorder under systemd has no `XDG_RUNTIME_DIR`
@@ -375,6 +437,27 @@ impl fmt::Display for Refusal {
                 f,
                 "--max-sessions {n} is above the {SESSIONS_MAX} that one recorder can hold: give a smaller number"
             ),
+            Refusal::NoSessionsOfSource => write!(
+                f,
+                "--max-sessions-per-source 0 would refuse every call: give at least 1, or leave the flag out"
+            ),
+            Refusal::SourceRate { total, source } => write!(
+                f,
+                "--rate-limit-source {source} is above --rate-limit {total}, so one source could take all: lower the first or raise the second"
+            ),
+            Refusal::NetworksTooMany { flag, count } => write!(
+                f,
+                "{flag} names {count} networks, and at most {NETWORKS_MAX} are taken: join some, or give the list to a firewall"
+            ),
+            Refusal::AllowedAndDenied(network) => write!(
+                f,
+                "--allow {network} lies inside a network of --deny, which wins: take one of the two out"
+            ),
+            Refusal::AuthUsers { file, what } => write!(
+                f,
+                "--auth-users {} {what}: write a line of user:realm:hash for each user",
+                file.display()
+            ),
             Refusal::BlockSize(typed) => write!(
                 f,
                 "--block-size {typed} does not fit: give {}K to {}K, a multiple of {}K",
@@ -452,7 +535,7 @@ mod tests {
         let dir_flag = format!("--dir={}", dir.path().join("recordings").display());
         let argv = ["sipreel", "record", &dir_flag].into_iter().chain(flags.split_whitespace());
         let Command::Record(args) = Cli::try_parse_from(argv).unwrap().command else { panic!("not record") };
-        Config::new(&args, &Host { cores: vec![0, 1, 2, 3, 6], runtime_dir: None })
+        Config::new(&args, &Host { cores: vec![0, 1, 2, 3, 6], runtime_dir: None, name: "rec1\n".into() })
     }
 
     /// The refusal of these flags: one sentence that says what to change, and so begins with a flag.
@@ -493,6 +576,16 @@ mod tests {
         for flag in ["--media-timeout", "--transport-timeout"] {
             assert!(matches!(refusal(&format!("{flag} 2999ms")), Refusal::SilenceTooShort { .. }));
         }
+    }
+
+    #[test]
+    fn a_recorder_is_called_as_its_host_unless_it_has_a_name_of_its_own() {
+        let Resource { id, region, group } = config("").unwrap().settings.resource;
+        assert_eq!((id.as_str(), region, group), ("rec1", None, None));
+        let named = config("--resource-id blue --region eu-west-1 --group canary").unwrap().settings.resource;
+        assert_eq!(named.id, "blue");
+        assert_eq!((named.region.as_deref(), named.group.as_deref()), (Some("eu-west-1"), Some("canary")));
+        assert_eq!((resource_id("a b;c"), resource_id("\n")), ("a-b-c".to_owned(), "sipreel".to_owned()));
     }
 
     #[test]
@@ -607,6 +700,42 @@ mod tests {
         assert!(matches!(refusal("--max-sessions 0"), Refusal::NoSessions));
         assert!(matches!(refusal("--max-sessions 100001"), Refusal::SessionsTooMany(_)));
         assert_eq!(config("--max-sessions 100000").unwrap().settings.sessions_max, Some(SESSIONS_MAX));
+    }
+
+    #[test]
+    fn limits_of_a_source() {
+        let open = config("").unwrap().settings;
+        assert_eq!((open.admission.rate, open.admission.rate_of_source), (None, None));
+        assert_eq!(open.admission.sessions_of_source, usize::MAX);
+        assert!(open.lists.admit("192.0.2.1".parse().unwrap()));
+        let flags = "--rate-limit 500 --rate-limit-source 100 --max-sessions-per-source 50";
+        let admission = config(flags).unwrap().settings.admission;
+        assert_eq!((admission.rate, admission.rate_of_source), (Some(500), Some(100)));
+        assert_eq!(admission.sessions_of_source, 50);
+        assert!(matches!(refusal("--max-sessions-per-source 0"), Refusal::NoSessionsOfSource));
+        let swapped = refusal("--rate-limit 100 --rate-limit-source 500");
+        assert!(matches!(swapped, Refusal::SourceRate { total: 100, source: 500 }));
+    }
+
+    #[test]
+    fn users_from_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let flag = format!("--auth-users {}", file.path().display());
+        assert!(matches!(refusal(&flag), Refusal::AuthUsers { .. }));
+        assert!(refusal("--auth-users /nonexistent").to_string().contains("cannot be read"));
+        fs::write(&file, format!("sbc:recorders:{}\n", "0".repeat(64))).unwrap();
+        assert!(config(&flag).unwrap().settings.admission.credentials.is_some());
+    }
+
+    #[test]
+    fn networks_that_contradict_each_other() {
+        let networks = config("--allow 10.0.0.0/8 --allow ::1 --deny 10.1.0.0/16").unwrap().settings.lists;
+        assert_eq!((networks.allow.len(), networks.deny.len()), (2, 1));
+        assert!(matches!(refusal("--allow 10.1.2.0/24 --deny 10.1.0.0/16"), Refusal::AllowedAndDenied(_)));
+        let many: Vec<IpNet> =
+            (0..=NETWORKS_MAX as u32).map(|n| IpNet::from(IpAddr::from(n.to_be_bytes()))).collect();
+        assert!(lists(&many[1..], &[]).is_ok());
+        assert!(matches!(lists(&[], &many), Err(Refusal::NetworksTooMany { flag: "--deny", .. })));
     }
 
     #[test]

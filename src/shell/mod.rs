@@ -7,20 +7,23 @@ mod doctor;
 mod log;
 mod notify;
 mod prometheus;
+mod recordings;
 mod signals;
 mod stats;
 mod stats_client;
 mod stats_socket;
 
 use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use callbacks::Callbacks;
-use cli::{Cli, ClientArgs, Command, DemoArgs, EndArgs, ExplainArgs, Ports, RecordArgs, StatsArgs};
+use cli::{
+    Cli, ClientArgs, Command, DemoArgs, EndArgs, ExplainArgs, Ports, RecordArgs, RecordingsArgs, StatsArgs,
+};
 use config::{Config, Host, Listed, Refusal};
 use signals::{Wish, Wishes};
 use stats::Identity;
@@ -45,6 +48,7 @@ pub fn run(cli: &Cli, demo: impl FnOnce(&DemoArgs) -> ExitCode) -> ExitCode {
         Command::Stats(args) => ask(&args.client, stats_client::stats, stats_client::stats_table),
         Command::Sessions(args) => ask(args, stats_client::sessions, stats_client::sessions_table),
         Command::End(args) => end(args),
+        Command::Recordings(args) => list_recordings(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Explain(args) => explain(args),
         Command::Demo(args) => demo(args),
@@ -78,8 +82,13 @@ fn record(args: &RecordArgs) -> ExitCode {
 
 fn configure(args: &RecordArgs) -> Result<Config, Failure> {
     let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR");
-    let host = Host { cores: cpu::allowed(), runtime_dir: runtime_dir.as_deref() };
+    let host = Host { cores: cpu::allowed(), runtime_dir: runtime_dir.as_deref(), name: host_name() };
     Config::new(args, &host).map_err(Failure::Refused)
+}
+
+/// Empty where /proc does not say.
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default()
 }
 
 /// From nothing to ready to nothing again. The stats socket is taken first and dropped last: it is what tells a second
@@ -94,7 +103,9 @@ fn serve(config: &Config) -> Result<(), Failure> {
     for warning in &recorder.warnings {
         tracing::warn!("{warning}");
     }
-    let callbacks = callbacks.start(recorder.gauges.clone(), &source()).map_err(Failure::CallbackThread)?;
+    let callbacks = callbacks
+        .start(recorder.gauges.clone(), &config.settings.resource)
+        .map_err(Failure::CallbackThread)?;
     announce(config, &recorder, socket.as_ref(), callbacks.state.clone())?;
     let signal = loop {
         match wishes.wait() {
@@ -107,11 +118,6 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let outcome = recorder.wait();
     callbacks.finish();
     ended(&outcome)
-}
-
-fn source() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map_or_else(|_| "sipreel".into(), |name| name.trim().into())
 }
 
 /// SIGHUP: certificates change every few weeks, and no call ends for that.
@@ -154,6 +160,9 @@ fn announce(
     let stats_socket = socket.map_or("none".into(), |server| server.path().display().to_string());
     tracing::info!(
         event = "ready",
+        resource_id = identity.resource.id,
+        region = identity.resource.region,
+        group = identity.resource.group,
         sip_udp = listed(&recorder.sip_udp),
         sip_tcp = listed(&recorder.sip_tcp),
         sip_tls = listed(&recorder.sip_tls),
@@ -180,6 +189,7 @@ fn identity(config: &Config, recorder: &Recorder) -> Identity {
     let text = |addresses: &[SocketAddr]| addresses.iter().map(SocketAddr::to_string).collect();
     Identity {
         version: env!("CARGO_PKG_VERSION").into(),
+        resource: config.settings.resource.clone(),
         pid: std::process::id(),
         started: cpu::now().wall.to_string(),
         dir: config.settings.dir.display().to_string(),
@@ -269,6 +279,22 @@ fn explained(start: &str) -> String {
         format!("{}  {}  {}\n    {}\n", code.text(), code.severity().text(), code.source(), code.rule())
     };
     codes.map(entry).collect()
+}
+
+fn list_recordings(args: &RecordingsArgs) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let listed = recordings::list(args, &mut out);
+    let listed =
+        listed.and_then(|unreadable| out.flush().map(|()| unreadable).map_err(recordings::Problem::Output));
+    match listed {
+        Err(recordings::Problem::Output(e)) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(problem) => complain(&problem),
+        Ok(unreadable) if unreadable.is_empty() => ExitCode::SUCCESS,
+        Ok(unreadable) => {
+            unreadable.iter().for_each(|problem| eprintln!("sipreel: {problem}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A reader that has seen enough (`| head`) is no failure.

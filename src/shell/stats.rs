@@ -18,6 +18,7 @@ use crate::counters::{
     RecoveryCounters, RefuseCause, SessionCounters, TlsVersion,
 };
 use crate::engine::{Gauges, cpu};
+use crate::proto::manifest::Resource;
 use crate::proto::metadata::Code;
 use crate::proto::sip::Method;
 use crate::session::{Order, table};
@@ -27,6 +28,7 @@ use crate::session::{Order, table};
 #[serde(default)]
 pub struct Identity {
     pub version: String,
+    pub resource: Resource,
     pub pid: u32,
     /// RFC 3339 UTC.
     pub started: String,
@@ -90,6 +92,9 @@ pub struct Sip {
     pub responses: BTreeMap<String, u64>,
     pub malformed: u64,
     pub bad_requests: u64,
+    pub rate_limited: u64,
+    pub challenged: u64,
+    pub auth_failed: u64,
     pub stray: u64,
     pub retransmissions_received: u64,
     pub retransmissions_sent: u64,
@@ -116,6 +121,10 @@ pub struct SipWire {
     pub send_errors: u64,
     /// Messages dropped because control was behind; the peer retransmits.
     pub overload: u64,
+    /// Of these: from a source that had its share already.
+    pub unfair: u64,
+    /// Datagrams and connections from addresses that are not admitted.
+    pub denied: u64,
     pub tcp_open: u64,
     pub tcp_accepted: u64,
     /// Connections, TCP and TLS: accepted = open + closed.
@@ -365,6 +374,9 @@ impl Sip {
             responses: codes.filter(|(_, n)| *n > 0).map(|(code, n)| (code.to_string(), n)).collect(),
             malformed: session.malformed.get(),
             bad_requests: session.bad_requests.get(),
+            rate_limited: session.rate_limited.get(),
+            challenged: session.challenged.get(),
+            auth_failed: session.auth_failed.get(),
             stray: session.stray.get(),
             retransmissions_received: session.retransmissions_received.get(),
             retransmissions_sent: session.retransmissions_sent.get(),
@@ -484,6 +496,8 @@ impl SipWire {
             sent: counters.sip_sent.get(),
             send_errors: counters.sip_send_errors.get(),
             overload: counters.sip_overload.get(),
+            unfair: counters.sip_unfair.get(),
+            denied: counters.sip_denied.get(),
             tcp_open: counters.tcp_open.get(),
             tcp_accepted: counters.tcp_accepted.get(),
             connections_refused: by_name(
@@ -510,6 +524,8 @@ impl SipWire {
         self.sent += other.sent;
         self.send_errors += other.send_errors;
         self.overload += other.overload;
+        self.unfair += other.unfair;
+        self.denied += other.denied;
         self.tcp_open += other.tcp_open;
         self.tcp_accepted += other.tcp_accepted;
         add_names(&mut self.connections_refused, &other.connections_refused);

@@ -16,6 +16,7 @@ mod src;
 #[path = "../vendor/mod.rs"]
 mod vendor;
 
+mod admission;
 mod attach;
 mod balancer;
 mod callbacks;

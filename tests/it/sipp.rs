@@ -31,11 +31,28 @@ pub struct Sipp {
 impl Sipp {
     fn start(recorder: &Recorder, scenario: &str, tcp: bool, calls: u32) -> Sipp {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/sipp/{scenario}.xml"));
-        Sipp::start_file(recorder, scenario, &file, tcp, calls)
+        Sipp::start_with(recorder, scenario, &file, tcp, calls, &[])
+    }
+
+    /// A scenario of ours, by somebody with a name and a password.
+    fn start_as(recorder: &Recorder, scenario: &str, tcp: bool, calls: u32, login: (&str, &str)) -> Sipp {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/sipp/{scenario}.xml"));
+        Sipp::start_with(recorder, scenario, &file, tcp, calls, &["-au", login.0, "-ap", login.1])
     }
 
     /// Calls whose Call-IDs begin with this name.
     pub fn start_file(recorder: &Recorder, name: &str, scenario: &Path, tcp: bool, calls: u32) -> Sipp {
+        Sipp::start_with(recorder, name, scenario, tcp, calls, &[])
+    }
+
+    fn start_with(
+        recorder: &Recorder,
+        name: &str,
+        scenario: &Path,
+        tcp: bool,
+        calls: u32,
+        flags: &[&str],
+    ) -> Sipp {
         let target = if tcp { recorder.tcp } else { recorder.udp };
         let ip = target.ip().to_string();
         let port = free_port(target.ip());
@@ -54,6 +71,7 @@ impl Sipp {
             .args(["-m", &calls.to_string(), "-l", &calls.to_string(), "-r", "50"])
             .args(["-timeout", "30s", "-timeout_error", "-nostdin"])
             .args(["-default_behaviors", behaviour])
+            .args(flags)
             .args(["-trace_logs".as_ref(), "-log_file".as_ref(), log.as_os_str()])
             .args(["-trace_msg".as_ref(), "-message_file".as_ref(), messages.as_os_str()])
             .current_dir(recorder.home())
@@ -89,6 +107,12 @@ impl Sipp {
             (ports.len() == 2).then_some(ports)
         })
     }
+}
+
+/// A scenario by somebody with a name and a password.
+#[track_caller]
+pub fn run_as(recorder: &Recorder, scenario: &str, tcp: bool, calls: u32, login: (&str, &str)) {
+    Sipp::start_as(recorder, scenario, tcp, calls, login).finish();
 }
 
 /// A whole call: SIPp signals, two parties talk for a second.

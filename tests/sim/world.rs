@@ -102,6 +102,8 @@ impl Plan {
             terms: Terms::default(),
             instance: 0,
             ends: Ends::default(),
+            resource: Default::default(),
+            admission: Default::default(),
         }
     }
 }

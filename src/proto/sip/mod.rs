@@ -11,6 +11,7 @@
 //! Strict where it decides where a message ends and who is answered; lenient elsewhere, because a refused call is a
 //! recording that does not exist. Every function is linear in the bytes it is given.
 
+mod authorization;
 mod framing;
 mod header;
 mod lexical;
@@ -18,6 +19,7 @@ mod message;
 mod name;
 mod write;
 
+pub use authorization::{Authorization, Replaces};
 pub use framing::{Frame, Framer, Unframeable};
 pub use header::{CSeq, NameAddr, Refresher, Rport, SessionExpires, SipUri, Via};
 pub use message::{Checked, Header, Malformed, Message, Start};

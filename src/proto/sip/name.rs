@@ -109,4 +109,6 @@ headers! {
     MinSe = "Min-SE",
     Date = "Date",
     Reason = "Reason",
+    Authorization = "Authorization",
+    Replaces = "Replaces",
 }

@@ -1,11 +1,13 @@
 //! Whole calls against [`Sessions`]. The tests own the time and write every SIP message by hand.
 
+mod admission;
 mod calls;
 mod changes;
 mod ends;
 mod metadata;
 mod offers;
 mod refusals;
+mod replace;
 mod timers;
 mod updates;
 
@@ -36,6 +38,10 @@ impl Recorder {
     }
 
     fn with_format(pairs: u16, sessions_max: usize, format: Format) -> Recorder {
+        Recorder::with(pairs, sessions_max, |rules| rules.format = format)
+    }
+
+    fn with(pairs: u16, sessions_max: usize, change: impl FnOnce(&mut Rules)) -> Recorder {
         let ports = (0..2u8)
             .flat_map(|reactor| {
                 (0..pairs).map(move |index| PortPair {
@@ -45,9 +51,9 @@ impl Recorder {
                 })
             })
             .collect();
-        let rules = Rules {
+        let mut rules = Rules {
             sessions_max,
-            format,
+            format: Format::Pcap,
             port_cooldown: COOLDOWN,
             media_ip: None,
             ports,
@@ -59,7 +65,10 @@ impl Recorder {
             terms: Terms::default(),
             instance: 0xabc,
             ends: Ends::default(),
+            resource: Resource { id: "rec1".to_owned(), region: Some("eu-west-1".to_owned()), group: None },
+            admission: Default::default(),
         };
+        change(&mut rules);
         let counters = Arc::new(SessionCounters::default());
         let table = Arc::new(Table::new(sessions_max));
         let sessions = Sessions::new(rules, counters.clone(), table.clone(), StdRng::seed_from_u64(7));

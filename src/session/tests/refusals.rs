@@ -84,6 +84,24 @@ fn options_says_what_can_be_had() {
 }
 
 #[test]
+fn options_tells_which_recorder_it_is_and_what_it_has_left() {
+    let mut r = Recorder::new(2, 3);
+    let ask = |r: &mut Recorder, call_id: &str| refuse(r, message("OPTIONS", call_id, "", 1, "", ""));
+    let idle = ask(&mut r, "o1");
+    assert_eq!(field(&idle, "X-Sipreel-Resource"), Some("rec1;region=eu-west-1"));
+    assert_eq!(field(&idle, "X-Sipreel-Capacity"), Some("sessions=0;max=3;ports=4"));
+    r.call("a");
+    let busy = ask(&mut r, "o2");
+    assert_eq!(field(&busy, "X-Sipreel-Capacity"), Some("sessions=1;max=3;ports=2"));
+    assert!(busy.len() < crate::limits::ANSWER_BYTES_WANTED);
+    r.event(Event::Drain { grace: Duration::from_secs(60) });
+    let draining = ask(&mut r, "o3");
+    assert_code(&draining, 503);
+    assert!(field(&draining, "Retry-After").is_some());
+    assert_eq!(field(&draining, "X-Sipreel-Capacity"), Some("sessions=1;max=3;ports=2"));
+}
+
+#[test]
 fn what_is_no_recording_session() {
     let mut r = Recorder::new(2, 2);
     let lines = "Contact: <sip:alice@198.51.100.1>\nContent-Type: application/sdp\n";

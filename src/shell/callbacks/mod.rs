@@ -40,6 +40,7 @@ use crate::clock::Wall;
 use crate::counters::{DropCause, RefuseCause};
 use crate::engine::{Gauges, Noticed, cpu};
 use crate::limits::{CALLBACK_GRACE, CALLBACK_SYNC, NOTICES_MAX};
+use crate::proto::manifest::Resource;
 
 /// How often the end looks whether the last event is delivered.
 const GRACE_LOOK: Duration = Duration::from_millis(10);
@@ -112,8 +113,8 @@ impl Callbacks {
         Ok(callbacks)
     }
 
-    /// `source`: the recorder, as receivers know it.
-    pub fn start(self, gauges: Gauges, source: &str) -> io::Result<Running> {
+    /// `resource`: the recorder, as receivers know it.
+    pub fn start(self, gauges: Gauges, resource: &Resource) -> io::Result<Running> {
         let Callbacks { listener, notices, queue, endpoints } = self;
         // The engine has its own, which ends with control.
         drop(listener);
@@ -134,7 +135,11 @@ impl Callbacks {
             state: state.clone(),
             alarms: Alarms::default(),
             draining: 0,
-            source: Source { uri: event::uri(source), region: None, group: None },
+            source: Source {
+                uri: event::uri(&resource.id),
+                region: resource.region.clone(),
+                group: resource.group.clone(),
+            },
             rng: StdRng::from_os_rng(),
         };
         let events = thread::Builder::new().name("events".into()).spawn(move || events.run())?;
