@@ -9,11 +9,13 @@ use super::events::Events;
 use crate::clock::Wall;
 use crate::limits::{
     FINDINGS_PER_RECORDING_MAX, METADATA_BODIES_MAX, METADATA_ELEMENTS_MAX, METADATA_REMEMBERED_MAX,
+    METADATA_WORK_PER_SECOND,
 };
 use crate::proto::manifest::{self, Event, EventKind, MetadataBody, Participant};
 use crate::proto::metadata::changes::changes;
 use crate::proto::metadata::{
-    self, Body, Finding, Findings, Known, Media, Metadata, MetadataError, Mode, Severity, check, unreadable,
+    self, Body, Finding, Findings, Known, Media, Metadata, MetadataError, Mode, Problem, Severity, check,
+    unreadable,
 };
 
 #[derive(Debug, Default)]
@@ -22,6 +24,10 @@ pub struct History {
     current: Metadata,
     /// There was a complete body.
     has_base: bool,
+    /// Items compared of late, and when that was: they are forgotten at `METADATA_WORK_PER_SECOND`.
+    work: (u64, Wall),
+    /// The newest update was too many.
+    exhausted: bool,
     /// Everybody who was ever named, in order of appearance, and their index by id.
     participants: Vec<Participant>,
     participant_index: HashMap<String, usize>,
@@ -91,9 +97,10 @@ pub struct Taken {
 }
 
 impl History {
-    /// What partial bodies add to.
-    pub fn known(&self) -> Known<'_> {
-        Known { metadata: &self.current, complete: self.has_base }
+    /// What partial bodies add to. `None` after an update too many: judging the next against it would cost as much again.
+    pub fn known(&self) -> Option<Known<'_>> {
+        let known = Known { metadata: &self.current, complete: self.has_base };
+        Some(known).filter(|_| !self.exhausted)
     }
 
     /// What holds now.
@@ -120,7 +127,7 @@ impl History {
             }
             Ok(_) => (None, None),
             Err(error) => {
-                if findings.is_empty() {
+                if findings.worst().is_none_or(|worst| worst.code.severity() < Severity::Critical) {
                     findings = unreadable(error);
                 }
                 events.push(Event::new(at, EventKind::MetadataRefused).detail(error.to_string()));
@@ -134,6 +141,7 @@ impl History {
     }
 
     fn apply(&mut self, at: Wall, update: Metadata, events: &mut Events) -> Result<Mode, MetadataError> {
+        self.afford(at, &update)?;
         self.remember(&update);
         let mode = update.mode;
         let mut after = match mode {
@@ -150,6 +158,21 @@ impl History {
         changes(&self.current, &after, at, &mut |event| events.push(event));
         self.current = after;
         Ok(mode)
+    }
+
+    /// What updates cost grows with what they are compared with, not with what they bring.
+    fn afford(&mut self, at: Wall, update: &Metadata) -> Result<(), MetadataError> {
+        let (work, since) = self.work;
+        let forgotten =
+            u128::from(at.0.abs_diff(since.0)) * u128::from(METADATA_WORK_PER_SECOND) / 1_000_000_000;
+        let left = work.saturating_sub(u64::try_from(forgotten).unwrap_or(u64::MAX));
+        let more = left + (self.current.items() + update.items()) as u64;
+        self.exhausted = more > METADATA_WORK_PER_SECOND;
+        if self.exhausted {
+            return Err(MetadataError { problem: Problem::TooOften, at: 0 });
+        }
+        self.work = (more, at);
+        Ok(())
     }
 
     fn file(&mut self, at: Wall, problem: &Option<String>, bytes: Bytes) -> Option<SmallFile> {
@@ -305,7 +328,7 @@ mod tests {
     }
 
     fn take(history: &mut History, body: Bytes) -> Taken {
-        let reading = Reading::new(body, Some(history.known()), &[]);
+        let reading = Reading::new(body, history.known(), &[]);
         history.take(Wall(0), reading, &mut Events::default())
     }
 
@@ -341,6 +364,30 @@ mod tests {
         let aors: Vec<_> =
             history.participants().into_iter().flat_map(|participant| participant.aors).collect();
         assert_eq!(aors, ["sip:a@x", "sip:b@x"]);
+    }
+
+    /// Small updates of a large description: so many a second.
+    #[test]
+    fn work_is_bounded() {
+        let mut history = History::default();
+        let all: String = (0..4_000).map(|n| format!("<participant id='{n}'/>")).collect();
+        assert_eq!(take(&mut history, body(&all)).problem, None);
+        let update =
+            || Bytes::from("<recording><datamode>partial</datamode><participant id='1'/></recording>");
+        let applied = |history: &mut History, at: u64, count: usize| {
+            let understood = |_: &usize| {
+                let reading = Reading::new(update(), history.known(), &[]);
+                let taken = history.take(Wall(at * 1_000_000_000), reading, &mut Events::default());
+                assert_eq!(
+                    taken.problem.is_some(),
+                    taken.findings.worst().is_some_and(|it| it.code.text() == "metadata.size.too-often")
+                );
+                taken.problem.is_none()
+            };
+            (0..count).filter(understood).count()
+        };
+        assert_eq!(applied(&mut history, 0, 1_000), 48);
+        assert_eq!(applied(&mut history, 1, 1_000), 49);
     }
 
     #[test]

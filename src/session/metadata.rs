@@ -128,7 +128,7 @@ impl Sessions {
         for body in bodies {
             let Some(recording) = self.slots.get(key) else { return result };
             let reading = match &offer {
-                Some(offer) => Reading::new(body, Some(recording.history.known()), &media(offer)),
+                Some(offer) => Reading::new(body, recording.history.known(), &media(offer)),
                 None => recording.read_metadata(body),
             };
             let objection = self.objection(&reading);

@@ -520,7 +520,7 @@ impl Recording {
         let label = |index: u8| streams[usize::from(index)].offered_label.as_deref();
         let media: Vec<Media> =
             lines.iter().map(|line| Media { label: line.and_then(label), used: line.is_some() }).collect();
-        Reading::new(body, Some(self.history.known()), &media)
+        Reading::new(body, self.history.known(), &media)
     }
 
     /// Takes one body of metadata in; what it changes is among the events.

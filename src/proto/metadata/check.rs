@@ -60,6 +60,7 @@ pub fn unreadable(error: MetadataError) -> Findings {
     let code = match error.problem {
         Problem::TooLarge => Code::TooLarge,
         Problem::TooManyElements => Code::TooManyElements,
+        Problem::TooOften => Code::TooOften,
         Problem::TooDeep => Code::TooDeep,
         Problem::TooManyAttributes => Code::TooManyAttributes,
         Problem::Encoding => Code::Encoding,

@@ -110,6 +110,8 @@ codes! {
         "at most 10,000 elements in one body, and as many items in all that are merged"
     TooLarge "metadata.size.bytes" Critical "limits of the recorder"
         "at most 256 KiB in one body, and as much text in all that are merged"
+    TooOften "metadata.size.too-often" Critical "limits of the recorder"
+        "updates of one recording that compare more than 200,000 items a second are kept on disk, and not applied"
     TooManyAttributes "metadata.size.attributes" Critical "limits of the recorder"
         "at most 64 attributes of one element"
     NotRecording "metadata.root.not-recording" Critical "RFC 7865 §5.1.2"

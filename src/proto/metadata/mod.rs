@@ -156,6 +156,8 @@ pub enum Problem {
     TooLarge,
     /// More than `METADATA_ELEMENTS_MAX`, in one body or in all that are merged.
     TooManyElements,
+    /// More work than `METADATA_WORK_PER_SECOND`.
+    TooOften,
     /// Deeper than `METADATA_DEPTH_MAX`.
     TooDeep,
     /// More than `METADATA_ATTRIBUTES_MAX` on one element.
@@ -177,6 +179,7 @@ impl fmt::Display for MetadataError {
         let what = match self.problem {
             Problem::TooLarge => "too large",
             Problem::TooManyElements => "too many elements",
+            Problem::TooOften => "too many updates of a large description",
             Problem::TooDeep => "nested too deeply",
             Problem::TooManyAttributes => "too many attributes",
             Problem::Encoding => "not UTF-8",
@@ -406,7 +409,8 @@ impl Metadata {
         self.extensions.truncate(METADATA_EXTENSIONS_MAX);
     }
 
-    fn items(&self) -> usize {
+    /// Elements that have ids.
+    pub fn items(&self) -> usize {
         self.groups.len()
             + self.sessions.len()
             + self.participants.len()
