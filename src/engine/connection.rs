@@ -237,10 +237,13 @@ impl Connection {
             return None;
         }
         gather(&mut self.queue);
-        if self.queue.is_empty()
-            && let State::Closing { end, .. } = self.state
-        {
-            self.abort(end);
+        match self.state {
+            // What it is still sending would make the kernel reset the connection, and the refusal be lost: it is heard out.
+            State::Closing { end: ConnectionEnd::Unframeable, .. } if self.queue.is_empty() && !self.deaf => {
+                let _ = self.socket.shutdown(Shutdown::Write);
+            }
+            State::Closing { end, .. } if self.queue.is_empty() => self.abort(end),
+            _ => {}
         }
         self.queue.front()
     }
@@ -476,7 +479,8 @@ mod tests {
         assert_eq!(end(&[REQUEST], message + second), None);
         assert_eq!(end(&[REQUEST], idle + second), Some(ConnectionEnd::Idle));
         assert_eq!(end(&[b"\r\n\r\n"], idle), None);
-        assert_eq!(end(&[b"\x16\x03\x01"], Duration::ZERO), Some(ConnectionEnd::Unframeable));
+        let close = limits::TCP_CLOSE_TIME + second;
+        assert_eq!(end(&[b"\x16\x03\x01"], close), Some(ConnectionEnd::Unframeable));
     }
 
     #[test]
@@ -485,6 +489,10 @@ mod tests {
         let head = b"INVITE sip:a@b SIP/2.0\r\nVia: SIP/2.0/TCP h\r\nContent-Length: 9999999\r\n\r\n";
         hear(&mut connection, head, BEGUN);
         assert!(drain(&mut connection).starts_with(b"SIP/2.0 413 "));
+        assert_eq!(connection.dead(), None, "it may be in the middle of its body");
+        assert!(hear(&mut connection, b"the rest", BEGUN).messages.is_empty());
+        connection.ended(BEGUN);
+        drain(&mut connection);
         assert_eq!(connection.dead(), Some(ConnectionEnd::Unframeable));
     }
 

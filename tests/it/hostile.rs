@@ -97,6 +97,7 @@ fn streams_that_cannot_be_framed() {
         let mut wire = Wire::tcp(recorder.tcp);
         wire.send(bytes);
         assert!(wire.closed(), "{what}");
+        drop(wire);
         recorder.stats_when(what, |stats| stats["sip"]["wire"]["connections_closed"]["unframeable"] == n + 1);
     }
     let stats = recorder.stats_when("one connection is left", |stats| stats["sip"]["wire"]["tcp_open"] == 1);
