@@ -84,7 +84,8 @@ fn endpoint(stats: &Value, url: &str) -> Value {
 fn the_events_of_a_call_in_their_order() {
     let (receiver, place) = (Receiver::start(Manner::Take), Place::new());
     let url = receiver.url("/events?key=k");
-    let mut recorder = place.setup(std::slice::from_ref(&url)).start();
+    let setup = place.setup(std::slice::from_ref(&url)).flag("--resource-id", "rec-1").flag("--region", "eu");
+    let mut recorder = setup.start();
     let mut call = Call::tcp(recorder.tcp);
     call.establish();
     reoffer(&mut call, "a=rtpmap:0 PCMU/8000\r\na=inactive\r\n");
@@ -110,6 +111,7 @@ fn the_events_of_a_call_in_their_order() {
             (&event["specversion"], &event["datacontenttype"]),
             (&"1.0".into(), &"application/json".into())
         );
+        assert_eq!((&event["source"], &event["region"]), (&"rec-1".into(), &"eu".into()));
         if request.name() != "alarm" {
             assert_eq!(event["subject"], recording.manifest["id"]);
             assert_eq!(event["data"]["recording"], event["subject"]);
