@@ -135,10 +135,10 @@ fn every_seed_ends_well() {
 
 /// The worlds go where they should: INVITEs get every kind of end, and so do recordings.
 fn check_reach(counts: &Counts) {
-    for code in [200, 403, 415, 420, 482, 487, 488, 500, 503, 505] {
+    for code in [200, 403, 415, 420, 422, 482, 487, 488, 500, 503, 505] {
         assert!(counts.initial.get(&code).is_some_and(|n| *n > 0), "no INVITE got {code}: {counts:?}");
     }
-    for cause in ["bye", "ack_timeout", "drain"] {
+    for cause in ["bye", "ack_timeout", "drain", "session_expired", "refresh_failed"] {
         assert!(counts.ends.get(cause).is_some_and(|n| *n > 0), "no recording ended by {cause}: {counts:?}");
     }
     assert!(counts.repeats > 0 && counts.own_requests > 0, "{counts:?}");

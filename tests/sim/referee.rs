@@ -30,6 +30,8 @@ pub struct Cause {
 pub struct Referee {
     servers: BTreeMap<Key, Server>,
     own: BTreeMap<String, OwnRequest>,
+    /// Branches of our ACKs.
+    acks: BTreeSet<String>,
     /// By Call-ID and our tag.
     dialogs: BTreeMap<(String, String), Dialog>,
     /// The recording that an INVITE has begun.
@@ -72,6 +74,9 @@ struct Final {
 /// A request of the recorder.
 struct OwnRequest {
     bytes: Bytes,
+    /// The dialog that it is in: Call-ID and our tag.
+    dialog: (String, String),
+    method: String,
     answered: bool,
 }
 
@@ -88,6 +93,11 @@ struct Dialog {
     unacknowledged: Option<(u32, Mono)>,
     bye_received: bool,
     bye_sent: bool,
+    /// The session timer (RFC 4028): since when, and for how long.
+    expires: Option<(Mono, Duration)>,
+    /// When we have asked for its refresh, and whether the SRC did not know the dialog any more.
+    refreshing: Option<Mono>,
+    forgotten: bool,
 }
 
 impl Referee {
@@ -97,7 +107,7 @@ impl Referee {
         self.seen.any_broken |= cause.broken;
         let Some(message) = &cause.message else { return };
         if message.code().is_some() {
-            return self.answer_arrives(message, cause.broken);
+            return self.answer_arrives(now, message, cause.broken);
         }
         if !cause.broken {
             *self.seen.requests.entry(message.method().to_owned()).or_default() += 1;
@@ -121,11 +131,13 @@ impl Referee {
         }
     }
 
-    fn answer_arrives(&mut self, message: &Message, broken: bool) {
-        let Some(key) = message.key() else { return };
-        let complete = message.code().is_some_and(|code| code >= 200) && !broken;
-        if let Some(own) = self.own.get_mut(&key.branch).filter(|_| complete) {
-            own.answered = true;
+    fn answer_arrives(&mut self, now: Mono, message: &Message, broken: bool) {
+        let (Some(key), Some(code)) = (message.key(), message.code()) else { return };
+        let Some(own) = self.own.get_mut(&key.branch).filter(|_| code >= 200 && !broken) else { return };
+        own.answered = true;
+        let dialog = self.dialogs.get_mut(&own.dialog).filter(|_| own.method != "BYE");
+        if let Some(dialog) = dialog {
+            dialog.refreshed(now, message, code);
         }
     }
 
@@ -244,6 +256,9 @@ impl Referee {
                 unacknowledged: None,
                 bye_received: false,
                 bye_sent: false,
+                expires: None,
+                refreshing: None,
+                forgotten: false,
             };
             let known = self.dialogs.insert(name.clone(), dialog).is_some();
             report.hold(!known, Rule::ToTag, || format!("two dialogs have the tag {}", name.1));
@@ -270,19 +285,34 @@ impl Referee {
         let Some(key) = message.key() else {
             return report.broken(Rule::OwnRequest, format!("no branch in {}", message.start));
         };
+        let name = (message.call_id().to_owned(), message.tag("from").unwrap_or_default().to_owned());
+        if message.method() == "ACK" {
+            return self.acknowledges(&key, &name, message, report);
+        }
         if let Some(known) = self.own.get(&key.branch) {
             report.hold(known.bytes == *bytes, Rule::OwnRequest, || format!("{key} is repeated otherwise"));
             report.hold(!known.answered, Rule::OwnRequest, || format!("{key} is repeated after its answer"));
             return;
         }
         self.seen.own_requests += 1;
-        self.own.insert(key.branch.clone(), OwnRequest { bytes: bytes.clone(), answered: false });
-        let name = (message.call_id().to_owned(), message.tag("from").unwrap_or_default().to_owned());
+        let method = message.method().to_owned();
+        let own = OwnRequest { bytes: bytes.clone(), dialog: name.clone(), method, answered: false };
+        self.own.insert(key.branch.clone(), own);
         let any_broken = self.seen.any_broken;
         let Some(dialog) = self.dialogs.get_mut(&name) else {
             return report.hold(any_broken, Rule::OwnRequest, || format!("in no dialog: {}", message.start));
         };
         dialog.asks(flow, message, any_broken, report);
+    }
+
+    /// An ACK of ours belongs to an INVITE of ours that has its answer.
+    fn acknowledges(&mut self, key: &Key, name: &(String, String), message: &Message, report: &mut Report) {
+        if self.acks.insert(key.branch.clone()) {
+            self.seen.own_requests += 1;
+        }
+        let of = |own: &&OwnRequest| own.dialog == *name && own.method == "INVITE" && own.answered;
+        let asked = self.own.values().any(|own| of(&own)) || self.seen.any_broken;
+        report.hold(asked, Rule::OwnRequest, || format!("{} for no INVITE of ours", message.start));
     }
 
     // ---- recordings ---------------------------------------------------------------------------------------------
@@ -323,6 +353,8 @@ impl Referee {
                 dialog.unacknowledged.is_some_and(|(_, since)| report.now >= since + TRANSACTION_TIMEOUT)
             }
             "drain" => draining,
+            "session_expired" => dialog.has_expired(report.now),
+            "refresh_failed" => dialog.refresh_has_failed(report.now),
             _ => false,
         };
         report.hold(so || any_broken, Rule::Manifest, || format!("{call_id} did not end by {cause:?}"));
@@ -479,6 +511,7 @@ impl Dialog {
             contact.clone_into(&mut self.target);
             self.heard.clear();
         }
+        self.agreed(report.now, ok);
         let (offer, answer) = (request.sdp(), ok.sdp());
         let Some(answer) = answer else {
             let none_due = request.method() != "INVITE" && offer.is_none();
@@ -495,6 +528,34 @@ impl Dialog {
         if !any_broken {
             self.check_origin(answer, report);
         }
+    }
+
+    /// RFC 4028 §7.2, §9: what a 2xx of either side says of the timer.
+    fn agreed(&mut self, now: Mono, ok: &Message) {
+        let seconds =
+            ok.field("session-expires").and_then(|value| value.split(';').next()?.trim().parse().ok());
+        self.expires = seconds.map(|seconds| (now, Duration::from_secs(seconds)));
+        self.refreshing = None;
+    }
+
+    fn refreshed(&mut self, now: Mono, answer: &Message, code: u16) {
+        match code {
+            200..300 => self.agreed(now, answer),
+            408 | 481 => self.forgotten = true,
+            _ => self.refreshing = None,
+        }
+    }
+
+    /// §10: a third of the interval, at most 32 s, before its end.
+    fn has_expired(&self, now: Mono) -> bool {
+        self.expires.is_some_and(|(since, interval)| {
+            let early = (interval / 3).min(Duration::from_secs(32));
+            now + LATENESS >= since + (interval - early) && now <= since + interval + LATENESS
+        })
+    }
+
+    fn refresh_has_failed(&self, now: Mono) -> bool {
+        self.forgotten || self.refreshing.is_some_and(|since| now >= since + TRANSACTION_TIMEOUT)
     }
 
     /// RFC 3264 §8: one session, and another version whenever anything else is another.
@@ -534,7 +595,10 @@ impl Dialog {
         }
         let over = self.bye_received || self.bye_sent;
         report.hold(!over || any_broken, Rule::OwnRequest, || format!("{start} after the dialog's end"));
-        self.bye_sent |= message.method() == "BYE";
+        match message.method() {
+            "BYE" => self.bye_sent = true,
+            _ => self.refreshing = Some(report.now),
+        }
     }
 }
 

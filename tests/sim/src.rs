@@ -61,15 +61,18 @@ pub enum Opening {
     Image,
     Encrypted,
     Version3,
+    /// A session timer of half a minute.
+    ShortTimer,
 }
 
 impl Opening {
-    pub const ODD: [Opening; 5] = [
+    pub const ODD: [Opening; 6] = [
         Opening::UnknownExtension,
         Opening::NotRecording,
         Opening::Image,
         Opening::Encrypted,
         Opening::Version3,
+        Opening::ShortTimer,
     ];
 
     fn expected(self) -> Option<u16> {
@@ -80,6 +83,7 @@ impl Opening {
             Opening::Image => Some(415),
             Opening::Encrypted => Some(488),
             Opening::Version3 => Some(505),
+            Opening::ShortTimer => Some(422),
         }
     }
 }
@@ -92,6 +96,10 @@ pub enum Answers {
     Late,
     Never,
     UnknownDialog,
+    /// It does not do UPDATE.
+    NoUpdate,
+    /// Another time (RFC 3261 §14.2).
+    Busy,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -263,6 +271,11 @@ impl Call {
                 contact_plain().replace("Require: siprec", "X-Require: none").replace(",siprec", "")
             }
             Opening::Version3 => text.replacen(" SIP/2.0", " SIP/3.0", 1),
+            Opening::ShortTimer => {
+                let text = text.replace("Session-Expires:", "X-Expires:").replace("Min-SE:", "X-SE:");
+                let timer = "Supported: timer\r\nSession-Expires: 30\r\nCall-ID: ";
+                text.replacen("Call-ID: ", timer, 1)
+            }
         }
     }
 
@@ -400,7 +413,7 @@ impl Call {
         match (self.state, message.code()) {
             (State::Dead, _) => Vec::new(),
             (_, Some(code)) => self.response(here, message, code),
-            (_, None) => self.asked(message),
+            (_, None) => self.asked(here, message),
         }
     }
 
@@ -507,7 +520,7 @@ impl Call {
     }
 
     /// A request of the recorder.
-    fn asked(&mut self, message: &Message) -> Vec<Effect> {
+    fn asked(&mut self, here: Here, message: &Message) -> Vec<Effect> {
         let Some(key) = message.key() else { return Vec::new() };
         if message.method() == "ACK" || self.habits.answers == Answers::Never {
             return Vec::new();
@@ -518,12 +531,12 @@ impl Call {
         if message.method() == "BYE" {
             self.state = State::Ended;
         }
-        let unknown = self.habits.answers == Answers::UnknownDialog;
-        let line = if unknown { "481 Call/Transaction Does Not Exist" } else { "200 OK" };
-        let answer = reply(message, line);
+        let answer = self.answer(here, message);
         self.answered.insert(key.branch, answer.clone());
         match self.habits.answers {
-            Answers::TryingFirst => vec![Effect::Send(reply(message, "100 Trying")), Effect::Send(answer)],
+            Answers::TryingFirst => {
+                vec![Effect::Send(reply(message, "100 Trying", "")), Effect::Send(answer)]
+            }
             Answers::Late => {
                 let number = self.late.len() as u32;
                 self.late.insert(number, answer);
@@ -532,10 +545,34 @@ impl Call {
             _ => vec![Effect::Send(answer)],
         }
     }
+
+    /// The final answer to a request of the recorder: that it goes on, if it does.
+    fn answer(&self, here: Here, message: &Message) -> String {
+        let method = message.method();
+        let goes_on = matches!(method, "UPDATE" | "INVITE");
+        match self.habits.answers {
+            Answers::UnknownDialog => reply(message, "481 Call/Transaction Does Not Exist", ""),
+            Answers::NoUpdate if method == "UPDATE" => reply(message, "405 Method Not Allowed", ""),
+            Answers::Busy if goes_on => reply(message, "500 Busy\r\nRetry-After: 2", ""),
+            _ if self.state == State::Ended && goes_on => {
+                reply(message, "481 Call/Transaction Does Not Exist", "")
+            }
+            _ if goes_on => {
+                let expires = message.field("session-expires").unwrap_or("1800;refresher=uac");
+                let address = here.address;
+                let status = format!(
+                    "200 OK\r\nRequire: timer\r\nSession-Expires: {expires}\r\nContact: <sip:src@{address};x=0>"
+                );
+                let body = if method == "INVITE" { self.offerer.sdp() } else { String::new() };
+                reply(message, &status, &body)
+            }
+            _ => reply(message, "200 OK", ""),
+        }
+    }
 }
 
-/// A response of somebody who is asked.
-pub fn reply(request: &Message, status: &str) -> String {
+/// A response of somebody who is asked; lines may follow the status, SDP may be its body.
+pub fn reply(request: &Message, status: &str, sdp: &str) -> String {
     let mut text = format!("SIP/2.0 {status}\r\n");
     for (name, field) in
         [("Via", "via"), ("From", "from"), ("To", "to"), ("Call-ID", "call-id"), ("CSeq", "cseq")]
@@ -544,5 +581,8 @@ pub fn reply(request: &Message, status: &str) -> String {
             text += &format!("{name}: {value}\r\n");
         }
     }
-    text + "Content-Length: 0\r\n\r\n"
+    if !sdp.is_empty() {
+        text += "Content-Type: application/sdp\r\n";
+    }
+    text + &format!("Content-Length: {}\r\n\r\n{sdp}", sdp.len())
 }

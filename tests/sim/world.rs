@@ -52,6 +52,7 @@ pub struct Plan {
     /// When the recorder is told to end, if not after the last call; and how long it waits.
     drain: Option<u64>,
     grace: Duration,
+    session_expires: Option<Duration>,
 }
 
 impl Plan {
@@ -77,6 +78,8 @@ impl Plan {
             tcp: [0.0, 0.3, 1.0][rng.random_range(0..3)],
             drain: rng.random_bool(0.3).then(|| rng.random_range(0..30_000)),
             grace: Duration::from_millis([0, 5_000][rng.random_range(0..2)]),
+            session_expires: [None, Some(90), Some(90), Some(1_800)][rng.random_range(0..4)]
+                .map(Duration::from_secs),
         }
     }
 
@@ -99,7 +102,7 @@ impl Plan {
             explain_refusals: false,
             answer_metadata: false,
             product: "sipreel/sim".to_owned(),
-            terms: Terms::default(),
+            terms: Terms { session_expires: self.session_expires, ..Terms::default() },
             instance: 0,
             ends: Ends::default(),
             resource: Default::default(),
@@ -261,6 +264,8 @@ impl World {
                 1 => Answers::Late,
                 2 => Answers::Never,
                 3 => Answers::UnknownDialog,
+                4 => Answers::NoUpdate,
+                5 => Answers::Busy,
                 _ => Answers::Ok,
             },
         }
@@ -565,7 +570,7 @@ impl World {
         let Some(number) = known else {
             // A call that only a broken message has begun.
             if message.code().is_none() && message.method() != "ACK" {
-                self.carry_to_recorder(source, reply(&message, "481 Call/Transaction Does Not Exist"));
+                self.carry_to_recorder(source, reply(&message, "481 Call/Transaction Does Not Exist", ""));
             }
             return;
         };
