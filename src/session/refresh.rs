@@ -110,6 +110,11 @@ impl SessionTimer {
         }
     }
 
+    /// A refresh of ours waits for its answer.
+    fn under_way(&self) -> bool {
+        self.ours && self.refresh_at.is_none()
+    }
+
     pub fn due(&self) -> Mono {
         self.refresh_at.map_or(self.ends_at, |at| at.min(self.ends_at))
     }
@@ -189,8 +194,11 @@ impl Sessions {
             recording.session.answered(&answer);
         }
         let expires = message.and_then(Message::session_expires);
+        let renewed = message.is_none() && !recording.timer.is_some_and(|timer| timer.under_way());
         match code {
             200..300 => recording.keep_alive(now, expires),
+            // No answer, but meanwhile a request of the SRC that has agreed on the timer anew: it is not gone.
+            _ if renewed => self.counters.refreshes_failed.add(1),
             // The SRC does not know the session any more, or is gone (RFC 3261 §12.2.1.2).
             408 | 481 => {
                 self.counters.refreshes_failed.add(1);

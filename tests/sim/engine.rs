@@ -46,6 +46,12 @@ struct Recording {
     /// Ports of all streams there ever were, by index.
     streams: BTreeMap<u8, u16>,
     files: usize,
+    /// Its directory ends in its id.
+    path: String,
+    /// When its files were there; when something came for it last, and from when on nothing does.
+    since: Mono,
+    heard: Mono,
+    silent_from: Mono,
 }
 
 const ERRNOS: [i32; 4] = [28, 13, 5, 24];
@@ -80,6 +86,10 @@ impl Engine {
             changing: None,
             streams: BTreeMap::new(),
             files: 0,
+            path: open.path.clone(),
+            since: report.now,
+            heard: report.now,
+            silent_from: report.now + Duration::from_millis(rng.random_range(1_000..150_000)),
         };
         let mut labels = BTreeSet::new();
         for (index, stream) in open.streams.iter().enumerate() {
@@ -180,7 +190,10 @@ impl Engine {
     pub fn reports(&mut self, now: Mono, event: &Event) -> bool {
         match event {
             Event::Opened { key } => match self.recordings.get_mut(&key.slot) {
-                Some(recording) => recording.opened = true,
+                Some(recording) => {
+                    recording.opened = true;
+                    (recording.since, recording.heard) = (now, now);
+                }
                 None => return false,
             },
             Event::OpenFailed { key, .. } | Event::Closed { key } => {
@@ -243,6 +256,31 @@ impl Engine {
         port == 0 || recording.armed.values().any(|armed| *armed == port)
     }
 
+    /// Something comes for the recording. `false`: it is over, or silent from now on.
+    pub fn hears(&mut self, now: Mono, key: RecordingKey) -> bool {
+        let recording = self.recordings.get_mut(&key.slot).filter(|recording| recording.key == key);
+        let Some(recording) = recording.filter(|recording| !recording.closed && now < recording.silent_from)
+        else {
+            return false;
+        };
+        recording.heard = now;
+        true
+    }
+
+    /// How long the recording has been there, and for how long nothing has come.
+    pub fn ages(&self, now: Mono, key: RecordingKey) -> (Duration, Duration) {
+        let recording = self.recordings.get(&key.slot).filter(|recording| recording.key == key);
+        recording.map_or_else(Default::default, |recording| {
+            (now.since(recording.since), now.since(recording.heard))
+        })
+    }
+
+    /// Ids of the recordings in memory.
+    pub fn ids(&self) -> Vec<String> {
+        let id = |recording: &Recording| recording.path.rsplit('/').next().unwrap_or_default().to_owned();
+        self.recordings.values().map(id).collect()
+    }
+
     pub fn open_keys(&self) -> Vec<RecordingKey> {
         self.recordings.values().map(|recording| recording.key).collect()
     }
@@ -284,6 +322,10 @@ impl Engine {
 
 impl Recording {
     fn file(&mut self, file: &SmallFile, report: &mut Report) {
+        // The first manifest is made anew where files could be opened only at the second attempt.
+        if file.name == "recording.json" {
+            return;
+        }
         self.files += 1;
         let due = format!("metadata-{:04}.xml", self.files);
         report.hold(file.name == due, Rule::Engine, || format!("{} where {due} was to come", file.name));

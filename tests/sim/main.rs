@@ -138,7 +138,17 @@ fn check_reach(counts: &Counts) {
     for code in [200, 403, 415, 420, 422, 482, 487, 488, 500, 503, 505] {
         assert!(counts.initial.get(&code).is_some_and(|n| *n > 0), "no INVITE got {code}: {counts:?}");
     }
-    for cause in ["bye", "ack_timeout", "drain", "session_expired", "refresh_failed"] {
+    for cause in [
+        "bye",
+        "ack_timeout",
+        "drain",
+        "session_expired",
+        "refresh_failed",
+        "media_timeout",
+        "transport_lost",
+        "max_duration",
+        "operator",
+    ] {
         assert!(counts.ends.get(cause).is_some_and(|n| *n > 0), "no recording ended by {cause}: {counts:?}");
     }
     assert!(counts.repeats > 0 && counts.own_requests > 0, "{counts:?}");

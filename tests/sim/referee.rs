@@ -11,7 +11,7 @@ use std::time::Duration;
 use sipreel::clock::Mono;
 use sipreel::limits::{T1, T4, TRANSACTION_TIMEOUT};
 use sipreel::proto::manifest::Manifest;
-use sipreel::session::{Flow, Open, RecordingKey, Transport};
+use sipreel::session::{Ends, Flow, Open, RecordingKey, Transport};
 
 use crate::engine::Engine;
 use crate::report::{Report, Rule};
@@ -24,6 +24,18 @@ pub const LATENESS: Duration = Duration::from_millis(20);
 pub struct Cause {
     pub message: Option<Message>,
     pub broken: bool,
+}
+
+/// What the world knows of a recording that ends.
+pub struct Circumstances<'a> {
+    pub draining: bool,
+    pub ends: &'a Ends,
+    pub age: Duration,
+    pub silence: Duration,
+    /// When the first connection broke.
+    pub cut: Option<Mono>,
+    /// Ids that the operator wanted ended.
+    pub ordered: &'a [String],
 }
 
 #[derive(Default)]
@@ -134,7 +146,9 @@ impl Referee {
     fn answer_arrives(&mut self, now: Mono, message: &Message, broken: bool) {
         let (Some(key), Some(code)) = (message.key(), message.code()) else { return };
         let Some(own) = self.own.get_mut(&key.branch).filter(|_| code >= 200 && !broken) else { return };
-        own.answered = true;
+        if std::mem::replace(&mut own.answered, true) {
+            return;
+        }
         let dialog = self.dialogs.get_mut(&own.dialog).filter(|_| own.method != "BYE");
         if let Some(dialog) = dialog {
             dialog.refreshed(now, message, code);
@@ -329,7 +343,7 @@ impl Referee {
         &mut self,
         key: RecordingKey,
         manifest: Option<&Manifest>,
-        draining: bool,
+        world: &Circumstances,
         report: &mut Report,
     ) {
         let any_broken = self.seen.any_broken;
@@ -352,12 +366,22 @@ impl Referee {
             "ack_timeout" => {
                 dialog.unacknowledged.is_some_and(|(_, since)| report.now >= since + TRANSACTION_TIMEOUT)
             }
-            "drain" => draining,
+            "drain" => world.draining,
+            "media_timeout" => world.ends.media_timeout.is_some_and(|most| world.silence + LATENESS >= most),
+            "transport_lost" => {
+                let lost = world.cut.map(|cut| report.now.since(cut));
+                lost.zip(world.ends.transport_timeout).is_some_and(|(lost, most)| lost + LATENESS >= most)
+            }
+            "max_duration" => world.ends.max_duration.is_some_and(|most| world.age + LATENESS >= most),
+            "operator" => world.ordered.contains(&manifest.id),
             "session_expired" => dialog.has_expired(report.now),
             "refresh_failed" => dialog.refresh_has_failed(report.now),
             _ => false,
         };
         report.hold(so || any_broken, Rule::Manifest, || format!("{call_id} did not end by {cause:?}"));
+        // An age of its own; an answer that is waited for takes its time (RFC 3261 §15).
+        let most = world.ends.max_duration.map_or(Duration::MAX, |most| most + TRANSACTION_TIMEOUT);
+        report.hold(world.age <= most, Rule::Manifest, || format!("{call_id} lasted for {:?}", world.age));
         *self.seen.ends.entry(cause.to_owned()).or_default() += 1;
     }
 

@@ -554,7 +554,7 @@ impl Call {
             Answers::UnknownDialog => reply(message, "481 Call/Transaction Does Not Exist", ""),
             Answers::NoUpdate if method == "UPDATE" => reply(message, "405 Method Not Allowed", ""),
             Answers::Busy if goes_on => reply(message, "500 Busy\r\nRetry-After: 2", ""),
-            _ if self.state == State::Ended && goes_on => {
+            _ if self.state != State::Up && goes_on => {
                 reply(message, "481 Call/Transaction Does Not Exist", "")
             }
             _ if goes_on => {

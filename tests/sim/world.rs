@@ -9,19 +9,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sipreel::clock::{Mono, Now, Wall};
-use sipreel::counters::SessionCounters;
+use sipreel::counters::{EndCause, SessionCounters};
 use sipreel::proto::manifest::Format;
 use sipreel::session::state::State;
 use sipreel::session::table::Table;
 use sipreel::session::{
-    Command, ConnectionKey, Ends, Event, Flow, Notice, PortPair, RecordingKey, Rules, Sessions, Terms,
+    Command, ConnectionKey, Ends, Event, Flow, Notice, Order, PortPair, RecordingKey, Rules, Sessions, Terms,
     Transport,
 };
 
 use crate::engine::{Engine, Temper};
 use crate::fault::Fault;
 use crate::network::{Weather, broken};
-use crate::referee::{Cause, Referee};
+use crate::referee::{Cause, Circumstances, Referee};
 use crate::report::{Report, Rule, Violation};
 use crate::sip::Message;
 use crate::src::{Act, Alarm, Answers, Call, Effect, Habits, Here, Opening, reply};
@@ -29,6 +29,8 @@ use crate::vendor::TEMPLATES;
 
 pub const BEGIN: Mono = Mono(1_000_000_000);
 const BEGIN_WALL: Wall = Wall(1_795_336_245_000_000_000);
+/// Longer than any timer: what has not happened by then does not.
+const REST: Duration = Duration::from_secs(3_600);
 /// Steps of one world; a world of 60 calls takes some thousands.
 const STEPS_MAX: usize = 400_000;
 
@@ -53,6 +55,9 @@ pub struct Plan {
     drain: Option<u64>,
     grace: Duration,
     session_expires: Option<Duration>,
+    ends: Ends,
+    /// When an operator ends something.
+    order: Option<u64>,
 }
 
 impl Plan {
@@ -80,6 +85,12 @@ impl Plan {
             grace: Duration::from_millis([0, 5_000][rng.random_range(0..2)]),
             session_expires: [None, Some(90), Some(90), Some(1_800)][rng.random_range(0..4)]
                 .map(Duration::from_secs),
+            ends: Ends {
+                media_timeout: [None, Some(Duration::from_secs(30))][rng.random_range(0..2)],
+                transport_timeout: [None, Some(Duration::from_secs(20))][rng.random_range(0..2)],
+                max_duration: [None, None, Some(Duration::from_secs(60))][rng.random_range(0..3)],
+            },
+            order: rng.random_bool(0.2).then(|| rng.random_range(0..30_000)),
         }
     }
 
@@ -104,7 +115,7 @@ impl Plan {
             product: "sipreel/sim".to_owned(),
             terms: Terms { session_expires: self.session_expires, ..Terms::default() },
             instance: 0,
-            ends: Ends::default(),
+            ends: self.ends,
             resource: Default::default(),
             admission: Default::default(),
         }
@@ -120,12 +131,24 @@ struct Source {
 }
 
 enum Item {
-    ToRecorder { flow: Flow, bytes: Bytes, broken: bool },
-    ToSource { source: usize, connection: Option<ConnectionKey>, bytes: Bytes },
+    ToRecorder {
+        flow: Flow,
+        bytes: Bytes,
+        broken: bool,
+    },
+    ToSource {
+        source: usize,
+        connection: Option<ConnectionKey>,
+        bytes: Bytes,
+    },
     Engine(Event),
     Call(usize, Alarm),
     Cut(usize),
     Drain,
+    /// Packets come for a recording.
+    Media(RecordingKey),
+    /// An operator ends one of the recordings.
+    Order,
 }
 
 pub struct World {
@@ -142,6 +165,10 @@ pub struct World {
     calls: Vec<Call>,
     sources: Vec<Source>,
     draining: bool,
+    /// When something happened last.
+    busy: Mono,
+    first_cut: Option<Mono>,
+    ordered: Vec<String>,
     started: u64,
     ended: u64,
     fault: Option<Fault>,
@@ -173,6 +200,9 @@ impl World {
             calls: Vec::new(),
             sources: Vec::new(),
             draining: false,
+            busy: BEGIN,
+            first_cut: None,
+            ordered: Vec::new(),
             started: 0,
             ended: 0,
             fault,
@@ -197,6 +227,9 @@ impl World {
         }
         if let Some(at) = self.plan.drain {
             self.later(at, Item::Drain);
+        }
+        if let Some(at) = self.plan.order {
+            self.later(at, Item::Order);
         }
     }
 
@@ -237,7 +270,7 @@ impl World {
         }
         self.later(end, Item::Call(number, Alarm::Act(Act::Bye)));
         // A call that was not up by then ends as soon as it is asked again.
-        for again in [5_000, 40_000, 80_000] {
+        for again in [5_000, 40_000, 80_000, 600_000] {
             self.later(end + again, Item::Call(number, Alarm::Act(Act::Bye)));
         }
         let name = format!("{}x{number}", self.plan.seed);
@@ -300,10 +333,10 @@ impl World {
     pub fn renew(&mut self, seed: u64) {
         self.rng = StdRng::seed_from_u64(seed);
         let plan = Plan::new(seed, &mut self.rng);
-        let Plan { reactors, pairs, slots, format, cooldown, .. } = self.plan;
+        let Plan { reactors, pairs, slots, format, cooldown, ends, .. } = self.plan;
         // A call that only a broken message has begun is known to nobody who could end it.
         let weather = Weather { broken: 0.0, ..plan.weather };
-        self.plan = Plan { reactors, pairs, slots, format, cooldown, weather, drain: None, ..plan };
+        self.plan = Plan { reactors, pairs, slots, format, cooldown, ends, weather, drain: None, ..plan };
         self.jump(self.now.mono + Duration::from_secs(60));
         self.populate();
     }
@@ -328,7 +361,9 @@ impl World {
 
     fn until_quiet(&mut self) {
         for _ in 0..STEPS_MAX {
-            if !self.step() {
+            // A recording that is held may wait for its SRC for ever, and is looked at all the while.
+            let at_rest = self.queue.is_empty() && self.now.mono.since(self.busy) > REST;
+            if at_rest || !self.step() {
                 return;
             }
             if self.report.violations.len() > 20 {
@@ -373,6 +408,9 @@ impl World {
         self.sessions.timeout(self.now, &mut out);
         let again = self.sessions.next_wake().is_some_and(|next| next <= self.now.mono);
         self.report.hold(!again, Rule::Wake, || "a timeout that does not do what is due".to_owned());
+        if !out.is_empty() {
+            self.busy = self.now.mono;
+        }
         self.execute(out, &Cause { message: None, broken: false });
         if again {
             self.jump(self.now.mono + Duration::from_millis(1));
@@ -380,11 +418,15 @@ impl World {
     }
 
     fn happen(&mut self, item: Item) {
+        self.busy = self.now.mono;
         match item {
             Item::ToRecorder { flow, bytes, broken } => self.reaches_recorder(flow, bytes, broken),
             Item::ToSource { source, connection, bytes } => self.reaches_source(source, connection, &bytes),
             Item::Engine(event) => {
                 if self.engine.reports(self.now.mono, &event) {
+                    if let Event::Opened { key } = event {
+                        self.later(1_000, Item::Media(key));
+                    }
                     self.report.note(|| format!("engine {event:?}"));
                     self.handle(event, &Cause { message: None, broken: false });
                 }
@@ -396,7 +438,27 @@ impl World {
             }
             Item::Cut(source) => self.cut(source),
             Item::Drain => self.drain(),
+            Item::Media(key) => self.media(key),
+            Item::Order => self.order(),
         }
+    }
+
+    fn media(&mut self, key: RecordingKey) {
+        if self.engine.hears(self.now.mono, key) {
+            self.handle(Event::Media { key, at: self.now.wall }, &Cause { message: None, broken: false });
+            let next = self.rng.random_range(500..8_000);
+            self.later(next, Item::Media(key));
+        }
+    }
+
+    fn order(&mut self) {
+        let Some(id) = self.engine.ids().pop() else { return };
+        self.report.note(|| format!("the operator ends {id}"));
+        self.ordered.push(id.clone());
+        let event = Event::Order { ticket: 1, order: Order::End { id, note: None } };
+        self.handle(event, &Cause { message: None, broken: false });
+        let answers = self.sessions.take_answers().len();
+        self.report.hold(answers == 1, Rule::Notices, || format!("{answers} answers to one order"));
     }
 
     fn drain(&mut self) {
@@ -409,6 +471,7 @@ impl World {
     // ---- the session layer --------------------------------------------------------------------------------------
 
     fn handle(&mut self, event: Event, cause: &Cause) {
+        self.busy = self.now.mono;
         let mut out = Vec::new();
         if self.fault.as_mut().is_some_and(|fault| fault.swallows(&event)) {
             return;
@@ -450,7 +513,16 @@ impl World {
             Command::Close(close) => {
                 let cause = close.manifest.as_ref().map(|manifest| &manifest.end_cause);
                 report.note(|| format!("  Close {:?} {cause:?}", close.key));
-                self.referee.closes(close.key, close.manifest.as_deref(), self.draining, report);
+                let (age, silence) = self.engine.ages(self.now.mono, close.key);
+                let world = Circumstances {
+                    draining: self.draining,
+                    ends: &self.plan.ends,
+                    age,
+                    silence,
+                    cut: self.first_cut,
+                    ordered: &self.ordered,
+                };
+                self.referee.closes(close.key, close.manifest.as_deref(), &world, report);
                 for (after, event) in self.engine.close(&mut self.rng, &close, report) {
                     self.later(after, Item::Engine(event));
                 }
@@ -540,6 +612,7 @@ impl World {
         let (Some(connection), true) = (flow.connection, *connected) else { return };
         let reactor = flow.reactor;
         *connected = false;
+        self.first_cut.get_or_insert(self.now.mono);
         self.report.note(|| format!("cut {connection:?}"));
         self.handle(Event::Disconnected { reactor, connection }, &Cause { message: None, broken: false });
     }
@@ -670,6 +743,11 @@ impl World {
         let requests: u64 = counters.requests.iter().map(|counter| counter.get()).sum();
         equal("requests", requests, seen.requests.values().sum());
         equal("established", counters.total.get(), seen.established);
+        for cause in EndCause::ALL {
+            let seen = seen.ends.get(cause.text()).copied().unwrap_or(0);
+            equal(cause.text(), counters.ended[*cause as usize].get(), seen);
+        }
+        equal("transitions refused", counters.transitions_refused.get(), 0);
         let ack_timeouts = seen.ends.get("ack_timeout").copied().unwrap_or(0);
         equal("ack timeouts", counters.ack_timeouts.get(), ack_timeouts);
     }

@@ -154,6 +154,25 @@ fn we_refresh_with_an_update() {
     r.assert_whole();
 }
 
+/// It leaves our UPDATE unanswered, but its own re-INVITE meanwhile shows that it is there: the recording goes on.
+#[test]
+fn an_src_that_does_not_answer_and_is_not_gone() {
+    let mut r = Recorder::new(4, 4);
+    let (_, tag, _) = establish(&mut r, timer_invite(""));
+    let refresh = first(&r.pass(900 * SECOND));
+    assert!(refresh.starts_with("UPDATE "), "{refresh}");
+    r.pass(10 * SECOND);
+    let again =
+        reinvite("a", &tag, 2, OFFER).replace("Require: siprec", "Require: siprec\r\nSupported: timer");
+    assert_eq!(codes(&r.udp(again)), [200]);
+    r.udp(ack("a", &tag, 2));
+    let out = r.pass(100 * SECOND);
+    assert!(sent(&out).iter().all(|bytes| bytes.starts_with(b"UPDATE ")), "{out:?}");
+    assert_eq!((r.counters.active.get(), r.counters.refreshes_failed.get()), (1, 1));
+    // The next refresh is due as agreed then, and now nobody is there.
+    assert_eq!(manifest(&r.pass(900 * SECOND)).end_cause.as_deref(), Some("refresh_failed"));
+}
+
 #[test]
 fn an_src_that_is_gone() {
     for status in [None, Some("481 Gone"), Some("408 Late")] {
