@@ -145,7 +145,6 @@ fn check_reach(counts: &Counts) {
         "session_expired",
         "refresh_failed",
         "media_timeout",
-        "transport_lost",
         "max_duration",
         "operator",
     ] {
