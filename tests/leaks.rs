@@ -20,7 +20,8 @@ use sipreel::session::{
 };
 
 const SESSIONS: usize = 100_000;
-const WARM_UP: usize = 20_000;
+/// Maps and pools have their size by then.
+const WARM_UP: usize = 5_000;
 const PAIRS: u16 = 400;
 /// Sessions that are open at once.
 const OPEN: usize = 100;
@@ -170,7 +171,7 @@ impl Bench {
                 self.say(&open, "CANCEL", 1, "");
                 self.event(Event::Opened { key });
             }
-            2 => {
+            2 if number % 8 == 0 => {
                 self.pass(Duration::from_secs(21));
                 self.event(Event::OpenFailed { key, failure: failure(28) });
             }
@@ -201,22 +202,22 @@ impl Bench {
                 event.map(|event| self.event(event));
             }
         }
-        match self.rng.random_range(0..20) {
-            0 => self.pass(Duration::from_secs(400)),
-            1 => {
+        match self.rng.random_range(0..2_000) {
+            0..5 => self.pass(Duration::from_secs(400)),
+            5..10 => {
                 if let Some(connection) = open.flow.connection {
                     self.event(Event::Disconnected { reactor: 0, connection });
                 }
                 self.pass(Duration::from_secs(130));
             }
-            2 => {
+            10..100 => {
                 if let Some(shown) = self.table.find(open.key) {
                     let order = Order::End { id: shown.id.to_string(), note: Some("enough".into()) };
                     self.event(Event::Order { ticket: 1, order });
                 }
             }
             // Nothing at all: it ends by itself, some time.
-            3 => {}
+            100..200 => {}
             _ => drop(self.say(open, "BYE", 3, "")),
         }
     }
