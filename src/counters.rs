@@ -328,6 +328,8 @@ pub struct SessionCounters {
     pub ended: [Counter; EndCause::COUNT],
     /// Transitions of a session that its state does not allow: an answer of the engine that came twice or too late.
     pub transitions_refused: Counter,
+    /// Sessions whose files were asked for a second time, in `--fallback-dir`.
+    pub opened_elsewhere: Counter,
     /// Requests by method, in the order of `proto::sip::Method::ALL`.
     pub requests: [Counter; 16],
     /// Responses sent, by status code.
@@ -381,6 +383,7 @@ impl Default for SessionCounters {
             ended: [const { Counter::new() }; EndCause::COUNT],
             paused: Counter::new(),
             transitions_refused: Counter::new(),
+            opened_elsewhere: Counter::new(),
             requests: [const { Counter::new() }; 16],
             responses: Box::new([const { Counter::new() }; 700]),
             active: Counter::new(),

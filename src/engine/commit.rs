@@ -99,16 +99,17 @@ impl Commit {
 
     fn commit(&mut self, batch: Batch) -> Vec<Event> {
         let Batch { mut ready, mut events } = batch;
-        if ready.len() < SYNC_TOGETHER || sync_file_system(&self.root).is_err() {
-            // An error of all is one file's: syncing each tells which, and keeps the others.
-            ready.retain(|finished| match self.sync_files(&finished.path) {
-                Ok(()) => true,
-                Err(failure) => {
-                    events.push(Event::CommitFailed { id: finished.manifest.id.clone(), failure });
-                    false
-                }
-            });
-        }
+        let together = ready.len() >= SYNC_TOGETHER && sync_file_system(&self.root).is_ok();
+        // An error of all is one file's: syncing each tells which, and keeps the others. What is elsewhere is of another file system.
+        ready.retain(|finished| {
+            let done = together && !Path::new(&finished.path).is_absolute();
+            let synced = if done { Ok(()) } else { self.sync_files(&finished.path) };
+            if let Err(failure) = synced {
+                events.push(Event::CommitFailed { id: finished.manifest.id.clone(), failure });
+                return false;
+            }
+            true
+        });
         events.extend(self.rename(ready));
         events
     }

@@ -182,7 +182,11 @@ fn media_file(part: &Path, path: &str, file: &NewFile) -> Result<File, Failure> 
 
 /// A header left in the page cache would make the first direct write wait until it is on disk.
 fn begin_directly(file: &File, header: &[u8]) -> io::Result<()> {
-    disk::write_directly(file)?;
+    match disk::write_directly(file) {
+        // The other directory may be of a file system that has no such writes.
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+        result => result?,
+    }
     let mut aligned = vec![0u8; header.len() + limits::DISK_ALIGNMENT];
     let start = aligned.as_ptr().align_offset(limits::DISK_ALIGNMENT);
     let header_aligned = &mut aligned[start..start + header.len()];

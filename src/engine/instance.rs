@@ -65,15 +65,13 @@ impl Instance {
 /// `None`: the number is another's in this directory.
 fn claim(root: &Path, number: u16, now: Wall) -> io::Result<Option<Lock>> {
     let path = path(root, number);
-    let mut file = match File::create_new(&path) {
+    match File::create_new(&path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-        file => file?,
-    };
-    if !locked(&file, &path)? {
-        return Ok(None);
+        file => writeln!(file?, "{}", now.0)?,
     }
-    writeln!(file, "{}", now.0)?;
-    Ok(Some(Lock { path, number, since: now, _file: file }))
+    // For reading: a file that is open for writing would keep the file system from being made read-only.
+    let file = File::open(&path)?;
+    Ok(locked(&file, &path)?.then_some(Lock { path, number, since: now, _file: file }))
 }
 
 /// The locks of recorders that have died, which are ours from now on.

@@ -231,7 +231,9 @@ impl Recorder {
         let descriptors = cpu::raise_descriptor_limit();
         let direct = writable(&settings.dir)?;
         let now = cpu::now().wall;
-        let roots = vec![settings.dir.clone()];
+        let elsewhere = settings.terms.fallback_dir.iter().map(PathBuf::from);
+        let roots: Vec<PathBuf> = [settings.dir.clone()].into_iter().chain(elsewhere).collect();
+        roots[1..].iter().try_for_each(|root| writable(root).map(drop))?;
         let instance = Instance::take(&roots, (now.0 >> 20) as u16, now);
         let reactors = settings.cores.len();
         let plan = Plan::new(settings, descriptors);

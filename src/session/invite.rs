@@ -151,6 +151,7 @@ impl Sessions {
             invite: Pending { offers, ..pending(now, request, agreed, ok) },
             signals: Vec::new(),
             deadline: now.mono + OPEN_TIMEOUT,
+            elsewhere: None,
         }));
         let files = self.take_metadata(request.at, &mut recording, metadata);
         let mut files = files;
@@ -169,6 +170,11 @@ impl Sessions {
                 Signal { at: now.wall, received: false, flow: request.reply, bytes: trying.clone() },
             ],
         };
+        if let (Some(dir), Awaited::Files(opening)) = (&self.rules.terms.fallback_dir, &mut recording.awaited)
+        {
+            let path = format!("{dir}/{}", open.path);
+            opening.elsewhere = Some(Box::new(Open { path, ..open.clone() }));
+        }
         self.respond(now, request, 100, trying, out);
         if let Some(id) = request.transaction {
             self.transactions.own(id, key);
@@ -210,8 +216,19 @@ impl Sessions {
         failure: &Failure,
         out: &mut Vec<Command>,
     ) {
-        let Some(recording) = self.slots.get(key) else { return };
-        if recording.state() != State::Failed {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let elsewhere = match &mut recording.awaited {
+            Awaited::Files(opening) if is_of_the_disk(failure) => opening.elsewhere.take(),
+            _ => None,
+        };
+        if let Some(open) = elsewhere {
+            if self.enter(now, key, State::Recovering, "open_failed", Some(failure.to_string())) {
+                self.counters.opened_elsewhere.add(1);
+                out.push(Command::Open(open));
+            }
+            return;
+        }
+        if self.slots.get(key).is_some_and(|recording| recording.state() != State::Failed) {
             let refusal = refusal_of(failure, RefuseCause::OpenFailed);
             if !self.fail(now, key, &refusal, out) {
                 return;
@@ -598,14 +615,20 @@ fn not_acceptable(warning: u16, why: String) -> Refusal {
     Refusal::new(488, RefuseCause::NotAcceptable, why).warning(warning)
 }
 
+const EAGAIN: i32 = 11;
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
+
+/// Whether another directory may take what this one did not.
+fn is_of_the_disk(failure: &Failure) -> bool {
+    !matches!(failure.errno, EAGAIN | ENOMEM | ENFILE | EMFILE)
+}
+
 /// Want of space, descriptors or a place in a queue passes; anything else does not pass by waiting.
 fn refusal_of(failure: &Failure, cause: RefuseCause) -> Refusal {
-    const EAGAIN: i32 = 11;
-    const ENOMEM: i32 = 12;
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    const ENOSPC: i32 = 28;
-    const EDQUOT: i32 = 122;
     let why = failure.to_string();
     match failure.errno {
         EAGAIN | ENOMEM | ENFILE | EMFILE | ENOSPC | EDQUOT => Refusal::unavailable(cause, why),

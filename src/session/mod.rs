@@ -270,10 +270,10 @@ pub enum Command {
 }
 
 /// Make the directory and the files, arm the ports, answer `Opened` or `OpenFailed`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Open {
     pub key: RecordingKey,
-    /// `2026/11/22/07/<id>`, below the recordings directory; `.part` is the engine's to add.
+    /// `2026/11/22/07/<id>`, below the recordings directory, or absolute; `.part` is the engine's to add.
     pub path: String,
     pub format: Format,
     pub streams: Vec<OpenStream>,
@@ -384,6 +384,8 @@ pub struct Terms {
     pub plain_sdp: bool,
     /// An INVITE without an offer is answered with one of ours.
     pub empty_invite: bool,
+    /// Absolute. Where a recording goes whose files cannot be opened in the recordings directory.
+    pub fallback_dir: Option<String>,
 }
 
 impl Default for Terms {
@@ -393,6 +395,7 @@ impl Default for Terms {
             min_se: MIN_SE,
             plain_sdp: false,
             empty_invite: false,
+            fallback_dir: None,
         }
     }
 }

@@ -15,7 +15,7 @@ use super::refresh::{Agreed, SessionTimer};
 use super::state::{Life, State};
 use super::table::Snapshot;
 use super::transaction::TransactionId;
-use super::{Ends, Flow, OpenStream, PortPair, RecordingKey, Rules, Signal, SmallFile};
+use super::{Ends, Flow, Open, OpenStream, PortPair, RecordingKey, Rules, Signal, SmallFile};
 use crate::clock::{Mono, Wall};
 use crate::counters::EndCause;
 use crate::limits::{M_LINES_MAX, SENDERS_PER_STREAM_MAX, TABLE_TEXT};
@@ -101,6 +101,8 @@ pub struct Opening {
     /// Messages since `Command::Open`.
     pub signals: Vec<Signal>,
     pub deadline: Mono,
+    /// What is asked for if it fails, in the other directory.
+    pub elsewhere: Option<Box<Open>>,
 }
 
 #[derive(Debug)]

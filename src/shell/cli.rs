@@ -119,6 +119,12 @@ pub struct RecordArgs {
     #[arg(long, value_name = "DIR", default_value = "./recordings")]
     pub dir: PathBuf,
 
+    /// Where a recording goes whose files cannot be opened in --dir: that disk is full, read-only or gone [default: nowhere]
+    ///
+    /// Without it such a call is refused with 503 or 500, and the SRC may go to another recorder. Choose another disk.
+    #[arg(long, value_name = "DIR")]
+    pub fallback_dir: Option<PathBuf>,
+
     /// SIP over UDP: listen here; repeatable; `none` switches UDP off
     ///
     /// An address without a port means port 5060. Name one address on a host with several networks, so that only the

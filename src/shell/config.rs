@@ -341,7 +341,9 @@ fn terms(args: &RecordArgs) -> Result<Terms, Refusal> {
     }
     let session_expires = Some(asked).filter(|asked| !asked.is_zero());
     let [plain_sdp, empty_invite] = [args.plain_sdp, args.empty_invite].map(|typed| typed == Switch::On);
-    Ok(Terms { session_expires, min_se, plain_sdp, empty_invite })
+    let fallback_dir = args.fallback_dir.as_deref().map(directory).transpose()?;
+    let fallback_dir = fallback_dir.map(|dir| dir.to_string_lossy().into_owned());
+    Ok(Terms { session_expires, min_se, plain_sdp, empty_invite, fallback_dir })
 }
 
 /// A time after which silence ends a session; 0 is never.

@@ -79,6 +79,8 @@ pub struct Sessions {
     pub ended: BTreeMap<String, u64>,
     /// Transitions that a session's state does not allow; anything but 0 is a defect of the recorder.
     pub transitions_refused: u64,
+    /// Those whose files were asked for in `--fallback-dir`.
+    pub opened_elsewhere: u64,
     pub refused_total: u64,
     pub refused: BTreeMap<String, u64>,
 }
@@ -360,6 +362,7 @@ impl Sessions {
             total: session.total.get(),
             ended: by_name(EndCause::ALL.iter().map(|cause| cause.text()), &session.ended),
             transitions_refused: session.transitions_refused.get(),
+            opened_elsewhere: session.opened_elsewhere.get(),
             refused_total: refused.values().sum(),
             refused,
         }

@@ -341,3 +341,24 @@ fn raw_files_of_a_dead_recorder_are_kept_as_they_are() {
     recorder.signal("TERM");
     recorder.exit();
 }
+
+/// A disk that is full takes no call, and the other takes them all.
+#[test]
+fn a_full_disk_sends_calls_to_the_other() {
+    if !crate::recorder::may_mount() {
+        return;
+    }
+    let other = tempfile::tempdir().unwrap();
+    let dir = other.path().to_str().unwrap();
+    let mut recorder = Setup::new().tmpfs(1 << 20).flag("--fallback-dir", dir).start();
+    recorder.fill_disk(0);
+    for _ in 0..3 {
+        let (mut call, _leg) = talking(&recorder, Call::udp(recorder.udp), 10);
+        call.hang_up();
+    }
+    recorder.stats_when("all are whole", |stats| {
+        stats["recordings"]["committed"] == 3 && stats["sessions"]["opened_elsewhere"] == 3
+    });
+    recorder.signal("TERM");
+    assert_eq!(recorder.exit().code(), Some(0));
+}

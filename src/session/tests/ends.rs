@@ -169,3 +169,35 @@ fn an_operator_ends_what_is_not_answered_yet() {
     r.assert_whole();
     assert_eq!((r.counters.transitions_refused.get(), r.counters.total.get()), (0, 0));
 }
+
+#[test]
+fn files_that_cannot_be_opened_are_opened_elsewhere() {
+    let failure = |errno| Failure { what: "create directory", path: "x".to_owned(), errno };
+    let mut r = Recorder::new(10, 10);
+    r.sessions.rules.terms.fallback_dir = Some("/second".to_owned());
+    let first = opened(&r.udp(invite("a"))).clone();
+    let key = first.key;
+    let out = r.event(Event::OpenFailed { key, failure: failure(28) });
+    assert_eq!(kinds(&out), ["Open"]);
+    let second = opened(&out);
+    assert_eq!(second.path, format!("/second/{}", first.path));
+    assert_eq!((second.files.len(), second.signals.len()), (first.files.len(), first.signals.len()));
+    assert_eq!((r.state(key), r.counters.opened_elsewhere.get()), (State::Recovering, 1));
+    let out = r.event(Event::Opened { key });
+    assert_eq!(codes(&out), [200]);
+    let tag = to_tag(&sent(&out)[0]);
+    r.udp(ack("a", &tag, 1));
+    r.udp(bye("a", &tag, 2));
+    r.event(Event::Closed { key });
+
+    // Once and no more; and want of descriptors is everywhere the same.
+    let key = opened(&r.udp(invite("b"))).key;
+    r.event(Event::OpenFailed { key, failure: failure(5) });
+    assert_eq!(codes(&r.event(Event::OpenFailed { key, failure: failure(30) })), [500]);
+    r.udp(ack_of_failure("b", "x"));
+    let key = opened(&r.udp(invite("c"))).key;
+    assert_eq!(codes(&r.event(Event::OpenFailed { key, failure: failure(24) })), [503]);
+    r.udp(ack_of_failure("c", "x"));
+    r.assert_whole();
+    assert_eq!(r.counters.transitions_refused.get(), 0);
+}
