@@ -35,13 +35,13 @@ impl Drop for Raised<'_> {
     }
 }
 
-/// Some 5,000 INVITEs a second from 127.0.0.2, each another, while calls come from 127.0.0.1. Without limits they would take
+/// Some 2,000 INVITEs a second from 127.0.0.2, each another, while calls come from 127.0.0.1. Without limits they would take
 /// every port within a moment.
 #[test]
 fn a_flood_from_one_source_stops_no_call_of_another() {
     const CALLS: usize = 20;
     let mut recorder = Setup::new()
-        .pairs(64)
+        .pairs(96)
         .flag("--port-cooldown", "0")
         .flag("--rate-limit-source", "50")
         .flag("--max-sessions-per-source", "20")
@@ -54,7 +54,7 @@ fn a_flood_from_one_source_stops_no_call_of_another() {
             let (text, Wire::Udp(socket)) = (flood.invite_text(), &flood.wire) else { unreachable!() };
             let mut number = 0u64;
             while !over.load(Ordering::Relaxed) {
-                for _ in 0..50 {
+                for _ in 0..20 {
                     let call_id = format!("{number:0width$}", width = flood.call_id.len());
                     let _ = socket.send(text.replace(&flood.call_id, &call_id).as_bytes());
                     number += 1;
@@ -91,7 +91,7 @@ fn a_flood_from_one_source_stops_no_call_of_another() {
     let stats = recorder.stats();
     let (sessions, refused) = (&stats["sessions"], &stats["sessions"]["refused"]);
     assert!(number(sessions, "total") >= CALLS as u64 && number(sessions, "active") <= 21, "{sessions}");
-    assert!(number(refused, "rate_limit_source") > 1_000, "{refused}");
+    assert!(number(refused, "rate_limit_source") > 500, "{refused}");
     let lines = recorder.log().iter().filter(|line| line["message"] == "session refused").count();
     assert!(lines < 50, "{lines} lines for {refused}");
     recorder.signal("TERM");
