@@ -124,8 +124,8 @@ impl Recovery {
         let _ = fs::remove_file(part.join(commit::FRESH));
         if !committed(&part) {
             let manifest = match part.join(pcap::FILE_NAME).is_file() {
-                true => self.from_capture(&part, id).map_err(|e| self.unfinished(e, path))?,
-                false => self.from_manifest(&part).map_err(|e| self.unfinished(e, path))?,
+                true => self.capture_manifest(&part, id).map_err(|e| self.unfinished(e, path))?,
+                false => self.raw_manifest(&part).map_err(|e| self.unfinished(e, path))?,
             };
             commit::replace_manifest(&part, &manifest).map_err(at("write the manifest of"))?;
         }
@@ -147,7 +147,7 @@ impl Recovery {
         }
     }
 
-    fn from_capture(&self, part: &Path, id: Id) -> io::Result<Value> {
+    fn capture_manifest(&self, part: &Path, id: Id) -> io::Result<Value> {
         let path = part.join(pcap::FILE_NAME);
         let file = File::options().read(true).write(true).open(&path)?;
         let length = file.metadata()?.len();
@@ -183,7 +183,7 @@ impl Recovery {
     }
 
     /// A raw recording: its first manifest says what it is, its files are as long as they are.
-    fn from_manifest(&self, part: &Path) -> io::Result<Value> {
+    fn raw_manifest(&self, part: &Path) -> io::Result<Value> {
         let mut manifest: Value = serde_json::from_slice(&fs::read(part.join(commit::MANIFEST))?)?;
         let mut pace = Pace::new(&self.stop);
         let (mut files, mut problems, mut end) = (Vec::new(), vec![json!(DIED)], Wall(0));

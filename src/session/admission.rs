@@ -198,7 +198,7 @@ impl Buckets {
 }
 
 /// The log of refusals: of each cause some lines, then how many more there were.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Hush {
     windows: [Option<Window>; RefuseCause::COUNT],
 }
@@ -211,10 +211,6 @@ struct Window {
 }
 
 impl Hush {
-    pub fn new() -> Hush {
-        Hush { windows: [None; RefuseCause::COUNT] }
-    }
-
     /// Whether this one is worth a line of its own.
     pub fn shows(&mut self, now: Mono, cause: RefuseCause) -> bool {
         let new = Window { end: now + REFUSALS_LOGGED_WITHIN, shown: 0, more: 0 };
@@ -347,7 +343,7 @@ mod tests {
 
     #[test]
     fn refusals_are_shown_some_times_and_then_summed_up() {
-        let mut hush = Hush::new();
+        let mut hush = Hush::default();
         let cause = RefuseCause::NoPort;
         let shown = (0..1_000).filter(|_| hush.shows(Mono(5), cause)).count();
         assert_eq!(shown, REFUSALS_LOGGED as usize);

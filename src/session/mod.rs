@@ -530,7 +530,7 @@ impl Sessions {
             fingerprint: Fingerprint::new(&mut rng),
             admission: Admission::new(rules.admission.clone(), &mut rng),
             guard: rules.admission.credentials.clone().map(|known| Guard::new(known, &mut rng)),
-            hush: Hush::new(),
+            hush: Hush::default(),
             continuity: Continuity::default(),
             transactions: Transactions::new(ending::transactions_max(rules.sessions_max)),
             clients: Clients::new(),
