@@ -52,6 +52,8 @@ pub struct Recording {
     pub replaces: Option<RecordingKey>,
     /// The recording of the same communication session before it.
     pub continues: Option<Id>,
+    /// How many of its communication sessions have been looked for in others.
+    pub sessions_begun: usize,
     pub session: MediaSession,
     pub history: History,
     /// What changed so far, for the manifest.
@@ -417,6 +419,7 @@ impl Recording {
             session,
             replaces: None,
             continues: None,
+            sessions_begun: 0,
             history: History::default(),
             events: Events::default(),
             asking: Asking::default(),

@@ -63,7 +63,8 @@ impl Sessions {
             return;
         };
         let sessions = recording.history.communication_sessions();
-        let before = self.continuity.begins(now.mono, recording.id, &sessions);
+        let known = std::mem::replace(&mut recording.sessions_begun, sessions.len());
+        let before = self.continuity.begins(now.mono, recording.id, &sessions, known);
         recording.continues = recording.continues.or(before);
     }
 }

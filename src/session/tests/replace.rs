@@ -103,13 +103,16 @@ fn an_early_dialog_is_not_replaced() {
 #[test]
 fn the_same_communication_session_again() {
     let mut r = Recorder::new(20, 20);
-    let (first, _) = established(&mut r, of_session("a", "cs1"), "a");
+    let (first, first_tag) = established(&mut r, of_session("a", "cs1"), "a");
     let first_id = r.table.find(first).unwrap().id.to_string();
     let (second, second_tag) = established(&mut r, of_session("b", "cs1"), "b");
     let second_id = r.table.find(second).unwrap().id.to_string();
+    // The first one goes on beside it, and continues nobody.
+    assert_eq!(codes(&r.udp(message("INFO", "a", &first_tag, 2, "", ""))), [200]);
     let (third, third_tag) = established(&mut r, of_session("c", "cs2"), "c");
     assert_eq!(continues(&mut r, "c", &third_tag, third), None);
     assert_eq!(continues(&mut r, "b", &second_tag, second), Some(first_id), "the first is still there");
+    assert_eq!(continues(&mut r, "a", &first_tag, first), None, "continued by {second_id}");
     let (fourth, fourth_tag) = established(&mut r, of_session("d", "cs1"), "d");
     assert_eq!(continues(&mut r, "d", &fourth_tag, fourth), None, "{second_id} was ended by its SRC");
 }
