@@ -97,6 +97,8 @@ pub const NONCES_MAX: usize = 65_536;
 pub const AUTH_USERS_MAX: usize = 10_000;
 /// Bytes of that file.
 pub const AUTH_FILE_MAX: u64 = 4 * 1024 * 1024;
+/// Parameters of one Authorization: RFC 7616 knows eleven. They are compared with each other before anybody is known.
+pub const AUTH_PARAMS_MAX: usize = 32;
 /// Refusals of one cause that have a line each in the log, in this time; then one line says how many more there were.
 pub const REFUSALS_LOGGED: u32 = 5;
 pub const REFUSALS_LOGGED_WITHIN: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! Credentials of a request (RFC 7616 §3.4, RFC 8760), and the dialog that an INVITE takes the place of (RFC 3891).
 
 use super::lexical::Cursor;
+use crate::limits::AUTH_PARAMS_MAX;
 
 /// One Authorization of the Digest scheme. Values are as sent, without their quotes; escapes stay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -19,7 +20,7 @@ pub struct Authorization<'a> {
 
 impl<'a> Authorization<'a> {
     /// `None` for another scheme, for what cannot be read, and for a parameter that is there twice: elements would
-    /// disagree about which of them counts.
+    /// disagree about which of them counts. And for more parameters than a client has a reason for.
     pub fn parse(value: &'a [u8]) -> Option<Authorization<'a>> {
         let mut cursor = Cursor::new(value);
         cursor.blanks();
@@ -31,7 +32,7 @@ impl<'a> Authorization<'a> {
         let mut seen: Vec<&str> = Vec::new();
         loop {
             let (name, value) = cursor.param()?;
-            if seen.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            if seen.len() == AUTH_PARAMS_MAX || seen.iter().any(|known| known.eq_ignore_ascii_case(name)) {
                 return None;
             }
             seen.push(name);
@@ -132,6 +133,17 @@ mod tests {
         ] {
             assert_eq!(Authorization::parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    /// Each is compared with those before it: many would cost the square of their number.
+    #[test]
+    fn parameters_are_not_without_end() {
+        let value = |n: usize| {
+            let many: Vec<String> = (1..n).map(|n| format!("x{n}=y")).collect();
+            format!("Digest username=a, {}", many.join(","))
+        };
+        assert!(Authorization::parse(value(AUTH_PARAMS_MAX).as_bytes()).is_some());
+        assert_eq!(Authorization::parse(value(AUTH_PARAMS_MAX + 1).as_bytes()), None);
     }
 
     #[test]
