@@ -376,7 +376,7 @@ impl Sessions {
     }
 
     /// From now on this holds; the session is paused or resumed by it.
-    fn adopt(&mut self, now: Now, key: RecordingKey, session: MediaSession) {
+    pub(super) fn adopt(&mut self, now: Now, key: RecordingKey, session: MediaSession) {
         let Some(recording) = self.slots.get_mut(key) else { return };
         for event in media_changes::events(&recording.session, &session, now.wall) {
             recording.events.push(event);
@@ -392,6 +392,8 @@ impl Sessions {
             let cause = if expects == State::Paused { "held" } else { "resumed" };
             recording.watch.heard = now.mono;
             self.enter(now, key, expects, cause, None);
+            // From here on silence ends it, or no longer does.
+            self.rearm(key);
         }
     }
 

@@ -325,11 +325,15 @@ impl MediaSession {
         if answer.media.len() != self.lines.len() || !answer.media.iter().any(used) {
             return false;
         }
-        for (line, media) in self.lines.iter().zip(&answer.media).filter(|(_, media)| used(media)) {
+        for (line, media) in self.lines.iter().zip(&answer.media) {
             let Some(stream) = line.and_then(|index| self.streams.get_mut(usize::from(index))) else {
                 continue;
             };
-            stream.answered(media);
+            match used(media) {
+                true => stream.answered(media),
+                // Turned down: nothing will come, until a later answer or offer takes it up.
+                false => stream.held = true,
+            }
         }
         true
     }

@@ -185,14 +185,19 @@ impl Sessions {
         let Some(recording) = self.slots.get_mut(key).filter(|recording| recording.established()) else {
             return;
         };
-        recording.inviting = false;
-        let answer = message
-            .filter(|_| (200..300).contains(&code))
-            .map(Message::body)
-            .and_then(|sdp| sdp::parse(sdp).ok());
-        if let Some(answer) = answer {
-            recording.session.answered(&answer);
+        let offered = std::mem::take(&mut recording.inviting);
+        let accepted = message.filter(|_| (200..300).contains(&code));
+        if let Some(accepted) = accepted {
+            recording.dialog.refresh(accepted);
         }
+        let answer = accepted.filter(|_| offered).and_then(|accepted| sdp::parse(accepted.body()).ok());
+        if let Some(answer) = answer {
+            let mut session = recording.session.clone();
+            if session.answered(&answer) {
+                self.adopt(now, key, session);
+            }
+        }
+        let Some(recording) = self.slots.get_mut(key) else { return };
         let expires = message.and_then(Message::session_expires);
         let renewed = message.is_none() && !recording.timer.is_some_and(|timer| timer.under_way());
         match code {

@@ -94,6 +94,32 @@ fn a_held_session_waits_for_media_only_when_it_is_resumed() {
     r.ends_after(key, MINUTE * 5, EndCause::MediaTimeout);
 }
 
+/// The answer in the ACK resumes it, and nothing else has a deadline: silence ends it from then on.
+#[test]
+fn a_session_that_an_offer_of_ours_resumes_waits_for_media() {
+    let mut r = recorder(Ends { media_timeout: Some(MINUTE * 5), ..Ends::default() });
+    let (key, tag) = r.call("a");
+    r.udp(reinvite("a", &tag, 2, &held()));
+    r.udp(ack("a", &tag, 2));
+    assert_eq!(kinds(&r.pass(MINUTE * 60)), [""; 0]);
+    assert_eq!(codes(&r.udp(message("INVITE", "a", &tag, 3, SRC, ""))), [200]);
+    r.udp(message("ACK", "a", &tag, 3, "Content-Type: application/sdp\n", &crlf(OFFER)));
+    assert_eq!(r.state(key), State::Active);
+    r.ends_after(key, MINUTE * 5, EndCause::MediaTimeout);
+}
+
+/// One m-line is held and the other turned down: none is to bring media.
+#[test]
+fn an_m_line_that_an_answer_turns_down_brings_no_media() {
+    let mut r = recorder(Ends { media_timeout: Some(MINUTE * 5), ..Ends::default() });
+    let (key, tag) = r.call("a");
+    assert_eq!(codes(&r.udp(message("INVITE", "a", &tag, 2, SRC, ""))), [200]);
+    let answer = held().replace("m=audio 22456", "m=audio 0");
+    r.udp(message("ACK", "a", &tag, 2, "Content-Type: application/sdp\n", &crlf(&answer)));
+    assert_eq!(r.state(key), State::Paused);
+    assert_eq!(kinds(&r.pass(MINUTE * 60)), [""; 0]);
+}
+
 #[test]
 fn a_session_that_begins_held_is_paused() {
     let mut r = recorder(Ends { media_timeout: Some(MINUTE), ..Ends::default() });

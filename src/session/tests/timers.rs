@@ -258,6 +258,37 @@ fn an_src_without_update_is_refreshed_by_a_reinvite() {
     }
 }
 
+/// The answer to our re-INVITE holds the streams: no media is to be expected until it is said otherwise.
+#[test]
+fn a_reinvite_of_ours_that_is_answered_with_a_hold() {
+    let mut r = Recorder::new(4, 4);
+    r.sessions.rules.ends.media_timeout = Some(60 * SECOND);
+    establish(&mut r, timer_invite("Allow: INVITE\nSession-Expires: 90;refresher=uas\n"));
+    let answer = |request: &str, sdp: &str| {
+        let lines = "Session-Expires: 90;refresher=uac\nContent-Type: application/sdp\n";
+        response(request, "200 OK", lines, &crlf(sdp))
+    };
+    let refresh = first(&r.pass(45 * SECOND));
+    r.udp(answer(&refresh, &OFFER.replace("sendonly", "inactive")));
+    assert_eq!(r.counters.paused.get(), 1);
+    let refresh = first(&r.pass(45 * SECOND));
+    assert!(refresh.starts_with("INVITE "), "{refresh}");
+    r.udp(answer(&refresh, OFFER));
+    assert_eq!((r.counters.paused.get(), r.counters.active.get()), (0, 1));
+}
+
+/// RFC 3311 §5.1: as that of a re-INVITE.
+#[test]
+fn the_2xx_to_our_update_moves_the_target() {
+    let mut r = Recorder::new(4, 4);
+    establish(&mut r, timer_invite(""));
+    let refresh = first(&r.pass(900 * SECOND));
+    let lines = "Contact: <sip:new@198.51.100.1:5071>\nSession-Expires: 1800;refresher=uac\n";
+    r.udp(response(&refresh, "200 OK", lines, ""));
+    let next = first(&r.pass(900 * SECOND));
+    assert!(next.starts_with("UPDATE sip:new@198.51.100.1:5071 SIP/2.0\r\n"), "{next}");
+}
+
 #[test]
 fn a_reinvite_of_ours_that_is_refused() {
     let mut r = Recorder::new(4, 4);
