@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,29 +155,30 @@ impl Recovery {
         let mut capture = Capture::new(id);
         let mut pace = Pace::new(&self.stop);
         let hash = capture.read(&mut BufReader::with_capacity(limits::RECOVERY_READ, &file), &mut pace)?;
-        let cut = length - capture.whole;
-        if cut > 0 {
-            file.set_len(capture.whole)?;
-        }
         let end = capture.last;
         let invite = || io::Error::new(io::ErrorKind::InvalidData, "there is no INVITE in its capture");
         let mut manifest = capture.replay.manifest(&self.rules, end).ok_or_else(invite)?;
         for (stream, figures) in manifest.streams.iter_mut().zip(&capture.streams) {
             stream.report = figures.report();
         }
+        // Not before it is known that this is a recording.
+        let cut = length - capture.whole;
+        let kept = cut_off(&path, &file, capture.whole)?;
         let last_packets = manifest.streams.iter().filter_map(|stream| stream.report.last_packet);
         manifest.session.last_media = last_packets.max();
         manifest.problems.push(DIED.to_owned());
         if cut > 0 {
-            manifest
-                .problems
-                .push(format!("{}: {cut} bytes after the last whole record were cut off", pcap::FILE_NAME));
+            let into = if kept { format!(" into {}{CUT}", pcap::FILE_NAME) } else { String::new() };
+            let cut =
+                format!("{}: {cut} bytes after the last whole record were cut off{into}", pcap::FILE_NAME);
+            manifest.problems.push(cut);
         }
         manifest.files =
             vec![manifest::File { name: pcap::FILE_NAME.to_owned(), size: capture.whole, sha256: hash }];
-        for body in &manifest.metadata {
-            if let Ok((size, sha256)) = hashed(&part.join(&body.file), &mut pace) {
-                manifest.files.push(manifest::File { name: body.file.clone(), size, sha256 });
+        let bodies = manifest.metadata.iter().map(|body| body.file.clone());
+        for name in bodies.chain(kept.then(|| format!("{}{CUT}", pcap::FILE_NAME))) {
+            if let Ok((size, sha256)) = hashed(&part.join(&name), &mut pace) {
+                manifest.files.push(manifest::File { name, size, sha256 });
             }
         }
         Ok(serde_json::to_value(manifest)?)
@@ -187,23 +189,19 @@ impl Recovery {
         let mut manifest: Value = serde_json::from_slice(&fs::read(part.join(commit::MANIFEST))?)?;
         let mut pace = Pace::new(&self.stop);
         let (mut files, mut problems, mut end) = (Vec::new(), vec![json!(DIED)], Wall(0));
-        for entry in fs::read_dir(part)? {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if name == commit::MANIFEST {
-                continue;
-            }
+        let recorded = |name: &String| name != commit::MANIFEST;
+        for name in names(part)?.into_iter().filter(|name| recorded(name) && !name.ends_with(CUT)) {
+            let path = part.join(&name);
             let modified =
-                entry.metadata()?.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                fs::metadata(&path)?.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             end = end.max(Wall(modified.as_nanos() as u64));
-            if name.ends_with(raw::DUMP_EXTENSION) {
-                let cut = cut_dump(&entry.path())?;
-                if cut > 0 {
-                    problems
-                        .push(json!(format!("{name}: {cut} bytes after the last whole packet were cut off")));
-                }
+            let cut = if name.ends_with(raw::DUMP_EXTENSION) { cut_dump(&path)? } else { 0 };
+            if cut > 0 {
+                problems.push(json!(format!("{name}: {cut} bytes after the last whole packet were cut off")));
             }
-            let (size, sha256) = hashed(&entry.path(), &mut pace)?;
+        }
+        for name in names(part)?.into_iter().filter(recorded) {
+            let (size, sha256) = hashed(&part.join(&name), &mut pace)?;
             files.push(json!({ "name": name, "size": size, "sha256": sha256 }));
         }
         files.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
@@ -216,6 +214,8 @@ impl Recovery {
     }
 }
 
+/// What the name of a file ends with that holds what was cut off another.
+const CUT: &str = ".cut";
 const DIED: &str = "the recorder died during this recording: what it had not yet written is missing";
 
 /// What one dead recorder has left in one directory.
@@ -310,7 +310,7 @@ fn cut_dump(path: &Path) -> io::Result<u64> {
     let mut reader = BufReader::with_capacity(limits::RECOVERY_READ, &file);
     let mut whole = 0;
     let mut line = Vec::new();
-    io::BufRead::read_until(&mut reader.by_ref().take(256), b'\n', &mut line)?;
+    reader.by_ref().take(256).read_until(b'\n', &mut line)?;
     let mut next = line.len() as u64 + raw::DUMP_START as u64;
     io::copy(&mut reader.by_ref().take(raw::DUMP_START as u64), &mut io::sink())?;
     let mut header = [0; raw::DUMP_PACKET_HEADER];
@@ -328,8 +328,39 @@ fn cut_dump(path: &Path) -> io::Result<u64> {
         }
         next += record;
     }
-    file.set_len(whole)?;
+    cut_off(path, &file, whole)?;
     Ok(length - whole)
+}
+
+/// What is behind the whole records of a file goes into one of its own, unless it is nothing but zeroes: damage in the middle of a
+/// recording must not cost what lies behind it. Whether there is such a file, perhaps of an earlier attempt.
+fn cut_off(path: &Path, file: &File, whole: u64) -> io::Result<bool> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(CUT);
+    let mut rest = BufReader::with_capacity(limits::RECOVERY_READ, file);
+    rest.seek(io::SeekFrom::Start(whole))?;
+    let mut zeroes = true;
+    loop {
+        let bytes = rest.fill_buf()?;
+        let length = bytes.len();
+        zeroes &= bytes.iter().all(|byte| *byte == 0);
+        if length == 0 || !zeroes {
+            break;
+        }
+        rest.consume(length);
+    }
+    if !zeroes {
+        rest.seek(io::SeekFrom::Start(whole))?;
+        let mut kept = File::options().write(true).create(true).truncate(true).mode(0o640).open(&name)?;
+        io::copy(&mut rest, &mut kept)?;
+        // Before it is cut: a power failure must find it in one of the two.
+        kept.sync_all()?;
+        path.parent().map_or(Ok(()), |part| File::open(part)?.sync_all())?;
+    }
+    if file.metadata()?.len() > whole {
+        file.set_len(whole)?;
+    }
+    fs::exists(&name)
 }
 
 /// Reads no faster than `RECOVERY_RATE`: recordings that run come first. It fails with `Interrupted` when the recorder ends.
@@ -523,5 +554,45 @@ fn whole(read: io::Result<()>) -> io::Result<bool> {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
         Err(e) => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One packet of an rtpdump file.
+    fn packet(byte: u8) -> Vec<u8> {
+        let mut packet = vec![byte; 12 + raw::DUMP_PACKET_HEADER];
+        packet[..2].copy_from_slice(&(12 + raw::DUMP_PACKET_HEADER as u16).to_be_bytes());
+        packet
+    }
+
+    fn dump(parts: &[&[u8]]) -> Vec<u8> {
+        [b"#!rtpplay1.0 192.0.2.1/4000\n".as_slice(), &[0; raw::DUMP_START], &parts.concat()].concat()
+    }
+
+    #[test]
+    fn what_lies_behind_damage_is_kept() {
+        let part = tempfile::tempdir().unwrap();
+        let path = part.path().join(format!("stream.{}", raw::DUMP_EXTENSION));
+        let behind = [[0; 4096].as_slice(), &packet(2), &packet(3)].concat();
+        fs::write(&path, dump(&[&packet(1), &behind])).unwrap();
+        assert_eq!(cut_dump(&path).unwrap(), behind.len() as u64);
+        assert_eq!(fs::read(&path).unwrap(), dump(&[&packet(1)]));
+        let kept = part.path().join(format!("stream.{}{CUT}", raw::DUMP_EXTENSION));
+        assert_eq!(fs::read(&kept).unwrap(), behind);
+        assert_eq!(cut_dump(&path).unwrap(), 0);
+        assert_eq!(fs::read(&kept).unwrap(), behind, "a second attempt leaves it");
+    }
+
+    #[test]
+    fn zeroes_of_an_unfinished_write_are_not() {
+        let part = tempfile::tempdir().unwrap();
+        let path = part.path().join(format!("stream.{}", raw::DUMP_EXTENSION));
+        fs::write(&path, dump(&[&packet(1), &[0; 8192]])).unwrap();
+        assert_eq!(cut_dump(&path).unwrap(), 8192);
+        assert_eq!(fs::read(&path).unwrap(), dump(&[&packet(1)]));
+        assert_eq!(fs::read_dir(part.path()).unwrap().count(), 1);
     }
 }

@@ -279,9 +279,11 @@ fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
     let whole = [&first, &second].map(|path| fs::read(path).unwrap());
     fs::write(&first, [&whole[0][..], &[0; 5_000]].concat()).unwrap();
     fs::write(&second, [&whole[1][..], &whole[1][24..100]].concat()).unwrap();
-    // And what never had a file at all.
+    // And what is damaged from its first record on.
     let empty = dead.parts()[0].with_file_name(format!("{}.part", uuid_like(&dead.parts()[0])));
     fs::create_dir(&empty).unwrap();
+    let damaged = [&whole[0][..24], &[0xff; 16], &whole[0][24..]].concat();
+    fs::write(empty.join("call.pcap"), &damaged).unwrap();
 
     let mut recorder = beside(&dead, &["--flush-interval", "100ms"]);
     let recordings = dead.committed(2);
@@ -290,7 +292,13 @@ fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
         (&stats["recordings"]["recovered"], &stats["recordings"]["recoveries_failed"]),
         (&2.into(), &1.into())
     );
-    assert!(empty.is_dir(), "nobody knows what it was");
+    assert_eq!(
+        fs::read(empty.join("call.pcap")).unwrap(),
+        damaged,
+        "nobody knows what it was: it stays as it is"
+    );
+    let kept = recordings.iter().filter_map(|recording| fs::read(recording.path.join("call.pcap.cut")).ok());
+    assert_eq!(kept.collect::<Vec<_>>(), [whole[1][24..100].to_vec()], "zeroes are not kept, all else is");
     for recording in &recordings {
         let manifest = &recording.manifest;
         recording.check_files();
