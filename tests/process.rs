@@ -178,6 +178,25 @@ fn a_second_recorder_on_the_same_stats_socket_is_refused() {
 }
 
 #[test]
+fn a_start_that_fails_takes_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let address = format!("--sip-tcp={address}");
+    let mut command = Command::new(SIPREEL);
+    command.args(["record", "--sip-udp=127.0.0.1:0", &address, "--media-ports=51140-51159"]);
+    command.arg(format!("--dir={}", dir.path().join("recordings").display()));
+    command.arg(format!("--stats-socket={}", dir.path().join("stats.sock").display()));
+    assert_ne!(command.output().unwrap().status.code(), Some(0));
+    let locks = std::fs::read_dir(dir.path().join("recordings/.sipreel"));
+    assert_eq!(
+        locks.into_iter().flatten().count(),
+        0,
+        "4,096 such starts, and no dead recorder would be looked for"
+    );
+}
+
+#[test]
 fn a_socket_that_a_killed_recorder_left_is_taken_over() {
     let mut killed = Recorder::start("51080-51099");
     killed.event("ready");

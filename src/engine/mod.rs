@@ -230,11 +230,9 @@ impl Recorder {
     pub fn start(settings: &Settings, listener: Option<Sender<Noticed>>) -> Result<Recorder, StartError> {
         let descriptors = cpu::raise_descriptor_limit();
         let direct = writable(&settings.dir)?;
-        let now = cpu::now().wall;
         let elsewhere = settings.terms.fallback_dir.iter().map(PathBuf::from);
         let roots: Vec<PathBuf> = [settings.dir.clone()].into_iter().chain(elsewhere).collect();
         roots[1..].iter().try_for_each(|root| writable(root).map(drop))?;
-        let instance = Instance::take(&roots, (now.0 >> 20) as u16, now);
         let reactors = settings.cores.len();
         let plan = Plan::new(settings, descriptors);
         let identity = settings.tls.as_ref().map(IdentityFiles::load).transpose();
@@ -248,9 +246,6 @@ impl Recorder {
         let media = plan.request(settings).make()?;
         warnings.extend(media.warnings);
         warnings.extend(plan.too_few(media.kind));
-        if let Err(e) = &instance {
-            warnings.push(format!("recordings that a dead recorder has left cannot be looked for: {e}"));
-        }
         if let Some(first) = media.taken.first() {
             warnings.push(format!(
                 "{} media port pairs are in use by others and left out, the first is {first}",
@@ -356,6 +351,12 @@ impl Recorder {
             readiness.recv().map_err(|_| "a reactor ended before it was ready".to_owned())??;
         }
         drop_capabilities()?;
+        // Not before: starts that fail, again and again, would use up the numbers.
+        let now = cpu::now().wall;
+        let instance = Instance::take(&roots, (now.0 >> 20) as u16, now);
+        if let Err(e) = &instance {
+            warnings.push(format!("recordings that a dead recorder has left cannot be looked for: {e}"));
+        }
         let directory =
             directory::Directory::new(settings.dir.clone(), job_queue, mailboxes.clone(), commits);
         others.push(spawn("directory", move || directory.run())?);
