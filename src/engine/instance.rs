@@ -70,7 +70,11 @@ fn claim(root: &Path, number: u16, now: Wall) -> io::Result<Option<Lock>> {
         file => writeln!(file?, "{}", now.0)?,
     }
     // For reading: a file that is open for writing would keep the file system from being made read-only.
-    let file = File::open(&path)?;
+    let file = match File::open(&path) {
+        // Another start has found it before it was locked, and taken it for that of a dead recorder.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
     Ok(locked(&file, &path)?.then_some(Lock { path, number, since: now, _file: file }))
 }
 
@@ -81,7 +85,11 @@ pub fn dead(root: &Path) -> io::Result<Vec<Lock>> {
         let path = entry?.path();
         let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
         let Ok(number) = u16::from_str_radix(stem, 16) else { continue };
-        let mut file = File::open(&path)?;
+        let mut file = match File::open(&path) {
+            // Its recorder has ended meanwhile.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
         if locked(&file, &path)? {
             let mut text = String::new();
             let _ = file.read_to_string(&mut text);
