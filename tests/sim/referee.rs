@@ -564,7 +564,11 @@ impl Dialog {
 
     fn refreshed(&mut self, now: Mono, answer: &Message, code: u16) {
         match code {
-            200..300 => self.agreed(now, answer),
+            200..300 => {
+                // It may move the target too (RFC 3261 §12.2.1.2, RFC 3311 §5.1).
+                self.heard.extend(answer.contact().map(str::to_owned));
+                self.agreed(now, answer);
+            }
             408 | 481 => self.forgotten = true,
             _ => self.refreshing = None,
         }
