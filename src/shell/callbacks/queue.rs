@@ -262,6 +262,10 @@ impl Writer {
                 state.unsaved += 1;
                 // What came of the line is unknown, so nothing is written behind it.
                 self.file = None;
+                // Nor is a file begun for each: there may be as many as there are inodes before the disk has room again.
+                if let Some(empty) = state.segments.pop_back_if(|segment| segment.bytes == 0) {
+                    let _ = fs::remove_file(path(&self.queue.dir, empty.first));
+                }
             }
         }
         state.remember(entry.clone());
@@ -345,6 +349,20 @@ mod tests {
         }
         let missing = queue.last() - begin - found.len() as u64;
         (found, missing)
+    }
+
+    #[test]
+    fn a_full_disk_is_not_filled_with_empty_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (queue, mut writer) = reopened(dir.path());
+        for sequence in 1..4 {
+            std::os::unix::fs::symlink("/dev/full", path(dir.path(), sequence)).unwrap();
+        }
+        append(&mut writer, 3, 10);
+        assert_eq!((queue.size().files, queue.size().unsaved, queue.last()), (0, 3, 3));
+        assert_eq!(segments(dir.path()).unwrap().len(), 0);
+        append(&mut writer, 1, 10);
+        assert_eq!((queue.size().files, queue.size().unsaved, queue.last()), (1, 3, 4));
     }
 
     #[test]
