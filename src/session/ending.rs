@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::client::Purpose;
 use super::content::content;
+use super::recording::Farewell;
 use super::send::{Ask, Refusal, Request};
 use super::state::State;
 use super::{Close, Command, OrderOutcome, RecordingKey, Sessions};
@@ -16,7 +17,7 @@ use crate::proto::sip::Method;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Drain {
     No,
-    /// No new sessions; running ones are ended at this time.
+    /// No new sessions; running ones are ended at this time, or have ended before.
     Waiting {
         at: Mono,
     },
@@ -48,9 +49,13 @@ impl Sessions {
         // It ends anyway, so nothing follows from what is wrong with it.
         let _ = self.file_metadata(request.at, key, metadata, out);
         self.terminate_reinvite(now, key, out);
+        self.answer_bye(now, request, out);
+        self.end(now, key, EndCause::Bye, None, out);
+    }
+
+    fn answer_bye(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
         let ok = self.build(request.message, 200, None, request.flow).finish();
         self.respond(now, request, 200, ok, out);
-        self.end(now, key, EndCause::Bye, None, out);
     }
 
     /// The SRC could not be told by its own BYE, so it gets one from us, if there is still a way to it.
@@ -81,11 +86,62 @@ impl Sessions {
         out: &mut Vec<Command>,
     ) {
         self.terminate_reinvite(now, key, out);
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        if recording.unconfirmed(now.mono) {
+            recording.farewell = Some(Farewell { reason, closed: false });
+        } else {
+            self.say_bye(now, key, reason, out);
+        }
+        self.end(now, key, cause, note, out);
+    }
+
+    fn say_bye(&mut self, now: Now, key: RecordingKey, reason: Option<String>, out: &mut Vec<Command>) {
         let fields = reason.into_iter().map(|reason| ("Reason", reason)).collect();
         let told =
             self.ask(now, key, Ask { method: Method::Bye, purpose: Purpose::Bye, fields, body: None }, out);
         self.counters.byes_unsent.add(u64::from(!told));
-        self.end(now, key, cause, note, out);
+    }
+
+    /// The BYE that has waited goes out: the dialog is confirmed, or its 200 is repeated no more (RFC 3261 §15).
+    pub(super) fn say_farewell(&mut self, now: Now, key: RecordingKey, out: &mut Vec<Command>) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        let Some(farewell) = recording.farewell.take() else { return };
+        self.repeat_no_more(key);
+        self.say_bye(now, key, farewell.reason, out);
+        self.parted(now, key, farewell.closed);
+    }
+
+    /// The SRC's own BYE comes before ours could go out: ours need not.
+    pub(super) fn last_request(
+        &mut self,
+        now: Now,
+        key: RecordingKey,
+        request: &Request,
+        out: &mut Vec<Command>,
+    ) {
+        if request.checked.method != Method::Bye {
+            return self.unknown_dialog(now, request, out);
+        }
+        self.answer_bye(now, request, out);
+        let farewell = self.slots.get_mut(key).and_then(|recording| recording.farewell.take());
+        self.repeat_no_more(key);
+        self.parted(now, key, farewell.is_some_and(|farewell| farewell.closed));
+    }
+
+    /// Nothing is owed to the SRC any more. `closed`: nor to the engine.
+    fn parted(&mut self, now: Now, key: RecordingKey, closed: bool) {
+        self.rearm(key);
+        if closed {
+            self.closed(now, key);
+        }
+    }
+
+    /// The 200 that waits for its ACK, if one does, waits no longer.
+    fn repeat_no_more(&mut self, key: RecordingKey) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        if let Some(id) = recording.unacknowledged.take().and_then(|waiting| waiting.transaction) {
+            self.transactions.acknowledged(id);
+        }
     }
 
     /// A re-INVITE that still waits gets its answer before the dialog ends (RFC 3261 §15.1.2). Streams that are being added
@@ -114,17 +170,23 @@ impl Sessions {
         let Some(recording) = self.slots.get_mut(key) else { return };
         recording.timer = None;
         let manifest = recording.manifest(&self.rules, now.wall, cause, note.clone());
-        if let Some(id) = recording.unacknowledged.take().and_then(|waiting| waiting.transaction) {
-            self.transactions.acknowledged(id);
-        }
         let sessions = recording.history.communication_sessions();
+        let parted = recording.farewell.is_none();
         self.continuity.ends(now.mono, recording.id, &sessions, cause != EndCause::Bye);
+        if parted {
+            self.repeat_no_more(key);
+        }
         self.commits_pending += 1;
         self.rearm(key);
         out.push(Command::Close(Box::new(Close { key, manifest: Some(Box::new(manifest)) })));
     }
 
     pub(super) fn closed(&mut self, now: Now, key: RecordingKey) {
+        if let Some(farewell) = self.slots.get_mut(key).and_then(|recording| recording.farewell.as_mut()) {
+            farewell.closed = true;
+            self.give_ports(now, key);
+            return self.table.clear(key.slot);
+        }
         let failed = self.slots.get(key).is_some_and(|recording| recording.state() == State::Failed);
         if failed || self.enter(now, key, State::Ended, "written", None) {
             self.release(now, key);
@@ -133,16 +195,21 @@ impl Sessions {
 
     /// The slot is free, the ports rest.
     pub(super) fn release(&mut self, now: Now, key: RecordingKey) {
+        self.give_ports(now, key);
         let Some(mut recording) = self.slots.remove(key) else { return };
         self.timers.set(&mut recording.armed, key.slot, None);
         self.admission.session_ends(recording.source.peer.ip());
-        for pair in recording.session.streams.iter().filter_map(|stream| stream.ports) {
-            self.ports.give(now.mono, pair);
-        }
         if let Ok(tag) = u64::from_str_radix(&recording.dialog.local_tag, 16) {
             self.dialogs.remove(&tag);
         }
         self.table.clear(key.slot);
+    }
+
+    fn give_ports(&mut self, now: Now, key: RecordingKey) {
+        let Some(recording) = self.slots.get_mut(key) else { return };
+        for pair in recording.session.streams.iter_mut().filter_map(|stream| stream.ports.take()) {
+            self.ports.give(now.mono, pair);
+        }
     }
 
     pub(super) fn recording_timeouts(&mut self, now: Now, out: &mut Vec<Command>) {
@@ -160,6 +227,9 @@ impl Sessions {
                 Refusal::unavailable(RefuseCause::OpenTimeout, "the files could not be opened in time");
             return self.abandon(now, key, &refusal, out);
         }
+        if recording.farewell.is_some() {
+            return self.ack_timeout(now, key, out);
+        }
         let reachable = self.connections.way(recording.flow, recording.certificate.as_deref()).is_some();
         let Some(recording) = self.slots.get_mut(key).filter(|recording| recording.established()) else {
             return;
@@ -176,6 +246,9 @@ impl Sessions {
         let Some(recording) = self.slots.get_mut(key) else { return };
         let Some(waiting) = &mut recording.unacknowledged else { return };
         if waiting.deadline <= now.mono {
+            if recording.farewell.is_some() {
+                return self.say_farewell(now, key, out);
+            }
             self.counters.ack_timeouts.add(1);
             return self.hang_up(now, key, EndCause::AckTimeout, None, out);
         }
@@ -237,7 +310,7 @@ impl Sessions {
 
     pub(super) fn drain_timeout(&mut self, now: Now, out: &mut Vec<Command>) {
         match self.drain {
-            Drain::Waiting { at } if at <= now.mono => {
+            Drain::Waiting { at } if at <= now.mono || self.slots.occupied() == 0 => {
                 self.drain = Drain::Ending { until: now.mono + BYE_GRACE, over: false };
                 for key in self.slots.keys() {
                     self.drain_recording(now, key, out);

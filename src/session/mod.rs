@@ -586,11 +586,9 @@ impl Sessions {
                 let outcome = self.end_by_order(now, id, note, out);
                 self.answers.push((ticket, outcome));
             }
-            Event::Drain { grace } => {
-                self.begin_drain(now, grace);
-                self.drain_timeout(now, out);
-            }
+            Event::Drain { grace } => self.begin_drain(now, grace),
         }
+        self.drain_timeout(now, out);
         self.gauge();
     }
 

@@ -42,6 +42,8 @@ pub struct Recording {
     pub watch: Watch,
     /// The 200 that waits for its ACK.
     pub unacknowledged: Option<Unacknowledged>,
+    /// The recording has ended, and its BYE waits for that ACK.
+    pub farewell: Option<Farewell>,
     /// The session timer, when one was agreed on.
     pub timer: Option<SessionTimer>,
     /// An INVITE of ours waits for its answer.
@@ -146,6 +148,15 @@ pub struct Unacknowledged {
     pub next: Mono,
     pub interval: Duration,
     pub deadline: Mono,
+}
+
+/// A callee sends no BYE before the ACK of its 2xx has come, or could have (RFC 3261 §15).
+#[derive(Debug)]
+pub struct Farewell {
+    /// Of that BYE.
+    pub reason: Option<String>,
+    /// The engine is done with the recording.
+    pub closed: bool,
 }
 
 /// What offer and answer have agreed on.
@@ -417,6 +428,7 @@ impl Recording {
             awaited: Awaited::Nothing,
             watch: Watch::default(),
             unacknowledged: None,
+            farewell: None,
             timer: None,
             inviting: false,
             negotiated: true,
@@ -480,6 +492,11 @@ impl Recording {
     /// Requests in its dialog are taken.
     pub fn established(&self) -> bool {
         self.life.state().established()
+    }
+
+    /// A 200 of ours may still get its ACK.
+    pub fn unconfirmed(&self, now: Mono) -> bool {
+        self.unacknowledged.as_ref().is_some_and(|waiting| now < waiting.deadline)
     }
 
     /// The change under way, if there is one; it no longer is.

@@ -7,6 +7,7 @@ use super::client::{Asker, Purpose, Taken};
 use super::content::{ContentError, content};
 use super::digest::Unproved;
 use super::invite::bad_content;
+use super::recording::Recording;
 use super::send::{ACCEPT, ALLOW, Refusal, Request};
 use super::transaction::{Acknowledged, Identity, TransactionId};
 use super::{Command, Flow, RecordingKey, Sessions, Signal, Transport};
@@ -251,6 +252,9 @@ impl Sessions {
             return self.refuse(now, request, &refusal, out);
         }
         recording.flow = request.flow;
+        if recording.farewell.is_some() {
+            return self.last_request(now, key, request, out);
+        }
         match request.checked.method {
             Method::Invite | Method::Update => self.reinvite(now, key, request, out),
             Method::Bye => self.bye(now, key, request, out),
@@ -283,7 +287,7 @@ impl Sessions {
         self.answer(now, request, 200, &[], out);
     }
 
-    fn unknown_dialog(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
+    pub(super) fn unknown_dialog(&mut self, now: Now, request: &Request, out: &mut Vec<Command>) {
         self.refuse(now, request, &Refusal::new(481, RefuseCause::BadRequest, "unknown dialog"), out);
     }
 
@@ -343,6 +347,9 @@ impl Sessions {
         if let Some(id) = waiting.transaction {
             self.transactions.acknowledged(id);
         }
+        if recording.farewell.is_some() {
+            return self.say_farewell(now, key, out);
+        }
         self.rearm(key);
         let content = content(request.message, request.bytes).unwrap_or_default();
         if let Err(why) = self.file_metadata(request.at, key, content.metadata, out) {
@@ -358,7 +365,8 @@ impl Sessions {
     fn dialog_of(&self, checked: &Checked) -> Option<RecordingKey> {
         let tag = checked.to_tag?;
         let key = *self.dialogs.get(&u64::from_str_radix(tag, 16).ok()?)?;
-        let recording = self.slots.get(key).filter(|recording| recording.established())?;
+        let here = |recording: &&Recording| recording.established() || recording.farewell.is_some();
+        let recording = self.slots.get(key).filter(here)?;
         (recording.dialog.local_tag == tag && recording.dialog.matches(checked)).then_some(key)
     }
 

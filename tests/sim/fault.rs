@@ -29,6 +29,7 @@ pub enum Plant {
     SignalsAfterClose,
     ByeTwice,
     ByeWithoutCseq,
+    ByeBeforeAck,
     WrongCause,
     WrongCount,
 }
@@ -53,6 +54,7 @@ impl Plant {
         (Plant::SignalsAfterClose, Rule::Engine),
         (Plant::ByeTwice, Rule::OwnRequest),
         (Plant::ByeWithoutCseq, Rule::OwnRequest),
+        (Plant::ByeBeforeAck, Rule::EarlyBye),
         (Plant::WrongCause, Rule::Manifest),
         (Plant::WrongCount, Rule::Counters),
     ];
@@ -136,6 +138,7 @@ impl Fault {
             Plant::ByeWithoutCseq => self.rewrite(out, 0, |text| {
                 text.starts_with("BYE ").then(|| text.replacen("CSeq: 1 BYE", "CSeq: 0 BYE", 1))
             }),
+            Plant::ByeBeforeAck => self.rewrite(out, 1, bye_after),
             Plant::WrongCause => self.wrong_cause(out),
             Plant::WrongCount => {
                 self.done = before > 0;
@@ -262,6 +265,18 @@ fn first_ok(out: &[Command], method: &str) -> Option<Command> {
         let ok = message.code() == Some(200) && message.method() == method;
         ok.then(|| Command::Send { flow: *flow, bytes: bytes.clone() })
     })
+}
+
+/// A BYE in the dialog that this 200 begins.
+fn bye_after(ok: &str) -> Option<String> {
+    let message =
+        Message::read(ok.as_bytes()).filter(|ok| ok.code() == Some(200) && ok.method() == "INVITE")?;
+    let (us, them) = (message.field("to")?, message.field("from")?);
+    Some(format!(
+        "BYE sip:x@192.0.2.10 SIP/2.0\r\nVia: SIP/2.0/UDP 192.0.2.10;branch=z9hG4bKearly\r\nFrom: {us}\r\nTo: {them}\r\n\
+         Call-ID: {}\r\nCSeq: 1 BYE\r\nMax-Forwards: 70\r\nContent-Length: 0\r\n\r\n",
+        message.call_id()
+    ))
 }
 
 /// The message with this To tag.

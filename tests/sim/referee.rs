@@ -624,7 +624,14 @@ impl Dialog {
         let over = self.bye_received || self.bye_sent;
         report.hold(!over || any_broken, Rule::OwnRequest, || format!("{start} after the dialog's end"));
         match message.method() {
-            "BYE" => self.bye_sent = true,
+            "BYE" => {
+                self.bye_sent = true;
+                let waits =
+                    self.unacknowledged.filter(|(_, since)| report.now < *since + TRANSACTION_TIMEOUT);
+                report.hold(waits.is_none() || any_broken, Rule::EarlyBye, || {
+                    format!("{start} before the ACK of {waits:?}")
+                });
+            }
             _ => self.refreshing = Some(report.now),
         }
     }

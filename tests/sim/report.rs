@@ -25,8 +25,10 @@ pub enum Rule {
     Answer,
     /// Where a message goes (§18.2.2, §12.2.1.1).
     Destination,
-    /// Our requests: their dialog, CSeq, Request-URI, and no BYE before the ACK (§12.2.1, §15).
+    /// Our requests: their dialog, CSeq, Request-URI, repetitions (§12.2.1).
     OwnRequest,
+    /// No BYE of ours before the ACK of our 2xx, or the end of its repetitions (§15).
+    EarlyBye,
     /// What the engine may rely on: keys, ports, order.
     Engine,
     /// Ports, slots, transactions and timers that are in use are the ones that somebody uses.

@@ -229,7 +229,8 @@ fn our_bye_follows_a_strict_router() {
         "Record-Route: <sip:203.0.113.5:5080>, <sip:p1.example.com;lr>\n{SRC}Content-Type: {MULTIPART}\n"
     );
     let key = opened(&r.udp(invite_with("a", &lines, &multipart(OFFER, METADATA)))).key;
-    r.event(Event::Opened { key });
+    let ok = only(&r.event(Event::Opened { key }));
+    r.udp(ack("a", &to_tag(&Bytes::from(ok)), 1));
     let out = r.event(Event::Drain { grace: Duration::ZERO });
     let Command::Send { flow, bytes } = &out[1] else { panic!("{out:?}") };
     let bye = text(bytes);
@@ -325,6 +326,24 @@ fn a_drain_ends_everything() {
     r.pass(crate::limits::BYE_GRACE);
     assert!(r.sessions.drained());
     r.assert_whole();
+}
+
+#[test]
+fn a_drain_ends_with_its_last_recording() {
+    let mut r = Recorder::new(10, 10);
+    let (key, tag) = r.call("a");
+    r.event(Event::Drain { grace: Duration::from_secs(60) });
+    r.pass(Duration::from_secs(1));
+    r.udp(bye("a", &tag, 2));
+    assert!(!r.sessions.drained());
+    r.event(Event::Closed { key });
+    assert!(!r.sessions.drained(), "it is not on disk yet");
+    r.committed(false);
+    assert!(r.sessions.drained());
+
+    let mut idle = Recorder::new(10, 10);
+    idle.event(Event::Drain { grace: Duration::from_secs(60) });
+    assert!(idle.sessions.drained());
 }
 
 #[test]
@@ -473,6 +492,7 @@ fn an_address_of_a_link_keeps_its_zone() {
     let key = opened(&out).key;
     let ok = only(&r.event(Event::Opened { key }));
     assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@[fe80::10]:5060>;+sip.srs"));
+    r.receive(flow, ack("a", &to_tag(&Bytes::from(ok)), 1));
     // Our BYE goes to the Contact, which names no zone.
     let out = r.event(Event::Drain { grace: Duration::ZERO });
     assert_eq!(peers(&out), ["[fe80::1%7]:5070"]);
@@ -492,6 +512,7 @@ fn a_session_on_ipv6() {
     let ok = only(&r.event(Event::Opened { key }));
     assert_eq!(field(&ok, "Contact"), Some("<sip:sipreel@[2001:db8::10]:5060>;+sip.srs"));
     assert!(body(&ok).contains("c=IN IP6 2001:db8::10\r\n"), "{ok}");
+    r.receive(flow, ack("a", &to_tag(&Bytes::from(ok)), 1));
     // The Contact of the SRC is an IPv4 address, which this listener cannot reach.
     let out = r.event(Event::Drain { grace: Duration::ZERO });
     let Command::Send { flow: bye, .. } = &out[1] else { panic!("{out:?}") };

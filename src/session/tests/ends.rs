@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::counters::EndCause;
+use crate::limits::TRANSACTION_TIMEOUT;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -226,4 +227,60 @@ fn files_that_cannot_be_opened_are_opened_elsewhere() {
     r.udp(ack_of_failure("c", "x"));
     r.assert_whole();
     assert_eq!(r.counters.transitions_refused.get(), 0);
+}
+
+impl Recorder {
+    /// A session on UDP whose 200 has no ACK yet, and which an operator has ended.
+    fn ended_unconfirmed(&mut self, call_id: &str) -> (RecordingKey, String) {
+        let key = opened(&self.udp(invite(call_id))).key;
+        let tag = to_tag(&sent(&self.event(Event::Opened { key }))[0]);
+        let id = self.table.find(key).unwrap().id.to_string();
+        let out = self.event(Event::Order { ticket: 1, order: Order::End { id, note: None } });
+        assert_eq!(kinds(&out), ["Close"], "the media is finished, the BYE waits");
+        (key, tag)
+    }
+}
+
+/// RFC 3261 §15: a callee sends no BYE before the ACK of its 2xx.
+#[test]
+fn a_bye_waits_for_the_ack() {
+    for closed_first in [true, false] {
+        let mut r = recorder(Ends::default());
+        let (key, tag) = r.ended_unconfirmed("a");
+        if closed_first {
+            r.event(Event::Closed { key });
+            assert_eq!((r.ports().1, r.table.iter().count()), (0, 0), "they rest already");
+        }
+        assert_eq!(codes(&r.pass(Duration::from_millis(500))), [200], "repeated until then");
+        let out = sent(&r.udp(ack("a", &tag, 1)));
+        assert!(out.len() == 1 && out[0].starts_with(b"BYE "), "{out:?}");
+        if !closed_first {
+            r.event(Event::Closed { key });
+        }
+        r.assert_whole();
+        assert_eq!((r.ended_by(EndCause::Operator), r.ended_by(EndCause::AckTimeout)), (1, 0));
+    }
+}
+
+#[test]
+fn a_bye_waits_no_longer_than_the_200_is_repeated() {
+    let mut r = recorder(Ends::default());
+    let (key, _) = r.ended_unconfirmed("a");
+    r.event(Event::Closed { key });
+    let early = sent(&r.pass(TRANSACTION_TIMEOUT - Duration::from_millis(1)));
+    assert!(early.iter().all(|bytes| bytes.starts_with(b"SIP/2.0 200 ")), "{early:?}");
+    let out = sent(&r.pass(Duration::from_millis(1)));
+    assert!(out.iter().any(|bytes| bytes.starts_with(b"BYE ")), "{out:?}");
+    r.assert_whole();
+}
+
+#[test]
+fn the_srcs_own_bye_makes_ours_needless() {
+    let mut r = recorder(Ends::default());
+    let (key, tag) = r.ended_unconfirmed("a");
+    r.event(Event::Closed { key });
+    assert_eq!(codes(&r.udp(update("a", &tag, 2, "application/sdp", ""))), [481]);
+    assert_eq!(codes(&r.udp(bye("a", &tag, 3))), [200]);
+    assert!(sent(&r.pass(TRANSACTION_TIMEOUT)).is_empty());
+    r.assert_whole();
 }
