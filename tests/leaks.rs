@@ -171,7 +171,7 @@ impl Bench {
                 self.say(&open, "CANCEL", 1, "");
                 self.event(Event::Opened { key });
             }
-            2 if number % 8 == 0 => {
+            2 if number.is_multiple_of(8) => {
                 self.pass(Duration::from_secs(21));
                 self.event(Event::OpenFailed { key, failure: failure(28) });
             }
