@@ -68,6 +68,7 @@ fn refusals() -> Vec<(&'static str, Scenario)> {
         ),
         ("416", invite(offer(), uri("http://recorder.example"), 416, &[])),
         ("420", invite(offer(), after("Require: holography"), 420, &["Unsupported: holography"])),
+        ("422", invite(offer(), after("Supported: timer\nSession-Expires: 60"), 422, &["Min-SE: 90"])),
         ("481-bye", request("BYE", 481, &[])),
         ("481-cancel", request("CANCEL", 481, &[])),
         ("488-srtp", invite(srtp, none, 488, &["Warning: 305 "])),
