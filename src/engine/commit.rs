@@ -51,6 +51,8 @@ impl Batch {
 
 pub struct Commit {
     root: PathBuf,
+    /// The root, open since the start, so that an error of any write since then is told to it.
+    file_system: Option<File>,
     finished: Receiver<Box<Finished>>,
     events: Sender<Event>,
     /// For hashing: one block at a time.
@@ -59,7 +61,8 @@ pub struct Commit {
 
 impl Commit {
     pub fn new(root: PathBuf, finished: Receiver<Box<Finished>>, events: Sender<Event>) -> Commit {
-        Commit { root, finished, events, buffer: vec![0; limits::BLOCK_SIZE * 4] }
+        let file_system = File::open(&root).ok();
+        Commit { root, file_system, finished, events, buffer: vec![0; limits::BLOCK_SIZE * 4] }
     }
 
     /// Runs until the directory thread has dropped its end.
@@ -99,7 +102,7 @@ impl Commit {
 
     fn commit(&mut self, batch: Batch) -> Vec<Event> {
         let Batch { mut ready, mut events } = batch;
-        let together = ready.len() >= SYNC_TOGETHER && sync_file_system(&self.root).is_ok();
+        let together = ready.len() >= SYNC_TOGETHER && self.sync_file_system();
         // An error of all is one file's: syncing each tells which, and keeps the others. What is elsewhere is of another file system.
         ready.retain(|finished| {
             let done = together && !Path::new(&finished.path).is_absolute();
@@ -112,6 +115,15 @@ impl Commit {
         });
         events.extend(self.rename(ready));
         events
+    }
+
+    /// Everything that was written below the root. After the first error never again: it may have been of a file that is still being
+    /// recorded, and the kernel tells it once.
+    fn sync_file_system(&mut self) -> bool {
+        // SAFETY: syncfs takes a descriptor, which the file keeps open.
+        let synced = |root: &File| unsafe { libc::syncfs(root.as_raw_fd()) } == 0;
+        self.file_system = self.file_system.take().filter(synced);
+        self.file_system.is_some()
     }
 
     /// A transient failure (no descriptor, no memory) is tried again at once.
@@ -234,10 +246,4 @@ fn text(manifest: &impl Serialize) -> io::Result<Vec<u8>> {
 
 pub fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn sync_file_system(root: &Path) -> io::Result<()> {
-    let directory = File::open(root)?;
-    // SAFETY: syncfs takes a descriptor, which `directory` keeps open.
-    if unsafe { libc::syncfs(directory.as_raw_fd()) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
