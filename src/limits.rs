@@ -146,6 +146,10 @@ pub const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(60);
 /// every second. Later ones are counted.
 pub const EVENTS_PER_RECORDING_MAX: usize = 4_096;
 pub const EVENTS_PER_RECORDING_BYTES: usize = 512 * 1024;
+/// Codes of errors that are counted one by one in a recording: a session meets few kinds, and a hostile one no more memory.
+pub const ERROR_CODES_PER_RECORDING: usize = 8;
+/// Bytes of the last error's text that a recording keeps: a sentence with a path.
+pub const ERROR_TEXT: usize = 200;
 /// Communication sessions of one recording by which a later one is told to continue it, and the longest of their ids: SRCs
 /// send one, turrets a handful; a base64 UUID has 24 bytes.
 pub const CONTINUITY_SESSIONS_MAX: usize = 8;

@@ -96,7 +96,10 @@ impl Recovery {
         for path in left.parts {
             let result = self.recover(&left.root, &path);
             match result {
-                Ok(id) => {
+                Ok(None) => {
+                    tracing::info!(path, "an empty .part directory is removed: nothing was recorded in it")
+                }
+                Ok(Some(id)) => {
                     self.counters.recovered.add(1);
                     tracing::info!(recording = id, path, "recording recovered");
                     let _ = self.events.send(Event::Recovered { id, path });
@@ -116,13 +119,18 @@ impl Recovery {
         Ok(())
     }
 
-    fn recover(&self, root: &Path, path: &str) -> Result<String, Unfinished> {
+    /// Its id, or `None`: it died before anything was in it, and it is removed.
+    fn recover(&self, root: &Path, path: &str) -> Result<Option<String>, Unfinished> {
         let part = root.join(format!("{path}.part"));
         let at = |what| move |e: io::Error| Failure::new(what, format!("{path}.part"), &e);
         let name = path.rsplit('/').next().unwrap_or(path);
         let id = Id::parse(name).ok_or_else(|| at("read the name of")(io::ErrorKind::InvalidInput.into()))?;
         // A manifest that was being written is not one.
         let _ = fs::remove_file(part.join(commit::FRESH));
+        // Only one that is empty can be removed so.
+        if fs::remove_dir(&part).is_ok() {
+            return Ok(None);
+        }
         if !committed(&part) {
             let manifest = match part.join(pcap::FILE_NAME).is_file() {
                 true => self.capture_manifest(&part, id).map_err(|e| self.unfinished(e, path))?,
@@ -138,7 +146,7 @@ impl Recovery {
         File::open(&part).and_then(|directory| directory.sync_all()).map_err(at("sync"))?;
         fs::rename(&part, &whole).map_err(at("rename"))?;
         File::open(parent).and_then(|directory| directory.sync_all()).map_err(at("sync the directory of"))?;
-        Ok(name.to_owned())
+        Ok(Some(name.to_owned()))
     }
 
     fn unfinished(&self, e: io::Error, path: &str) -> Unfinished {

@@ -1,6 +1,7 @@
 //! `recording.json`: who, when, which streams, their quality, the files and their hashes.
 
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 
 use crate::clock::Wall;
@@ -60,6 +61,7 @@ pub struct Manifest {
     pub model: Metadata,
     /// Every change of the recording and of what is recorded, in order.
     pub events: Vec<Event>,
+    pub errors: Errors,
     /// What is missing or doubtful, in words: `write failed: …`, `metadata body 3 not kept: …`. Empty when all is well.
     pub problems: Vec<String>,
     pub files: Vec<File>,
@@ -205,6 +207,33 @@ pub struct Finding {
     /// The document and its section, and what it says there.
     pub source: &'static str,
     pub rule: &'static str,
+}
+
+/// What went wrong in the session while it lived: requests refused in its dialog, refreshes that failed, files that could not be
+/// opened. The causes of its end are not among them.
+#[derive(Clone, Debug, Default, Serialize, PartialEq)]
+pub struct Errors {
+    /// In order of their first appearance.
+    pub by_code: Vec<ErrorCount>,
+    /// With codes beyond those.
+    pub other: u64,
+    /// How often the recorder tried again: files elsewhere, a refresh once more.
+    pub retries: u64,
+    pub last: Option<LastError>,
+}
+
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct ErrorCount {
+    /// That of a SIP response, `488`, or `open_failed`, `refresh_failed`.
+    pub code: Cow<'static, str>,
+    pub times: u64,
+}
+
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct LastError {
+    pub at: Wall,
+    pub code: Cow<'static, str>,
+    pub text: String,
 }
 
 /// One change, and when the recorder learned of it. Fields that do not apply are absent.
@@ -389,6 +418,12 @@ pub(crate) mod tests {
             }],
             model: model(),
             events: vec![Event::new(START, EventKind::ParticipantJoined).participant("p")],
+            errors: Errors {
+                by_code: vec![ErrorCount { code: "488".into(), times: 2 }],
+                other: 0,
+                retries: 1,
+                last: Some(LastError { at: START, code: "488".into(), text: "no m-line".into() }),
+            },
             problems: vec![],
             files: vec![File { name: "call.pcap".into(), size: 24, sha256: "00".into() }],
         }
@@ -476,6 +511,10 @@ pub(crate) mod tests {
                 "extensions": [{"parent": "recording", "parent_id": "", "xml": "<x:e xmlns:x='urn:x'/>"}],
             },
             "events": [{"at": "2026-11-22T08:30:45.000000Z", "event": "participant_joined", "participant": "p"}],
+            "errors": {
+                "by_code": [{"code": "488", "times": 2}], "other": 0, "retries": 1,
+                "last": {"at": "2026-11-22T08:30:45.000000Z", "code": "488", "text": "no m-line"},
+            },
             "problems": [],
             "files": [{"name": "call.pcap", "size": 24, "sha256": "00"}],
         });

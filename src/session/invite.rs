@@ -221,7 +221,9 @@ impl Sessions {
             Awaited::Files(opening) if is_of_the_disk(failure) => opening.elsewhere.take(),
             _ => None,
         };
+        recording.errors.note(now.wall, "open_failed", &failure.to_string());
         if let Some(open) = elsewhere {
+            recording.errors.retry();
             if self.enter(now, key, State::Recovering, "open_failed", Some(failure.to_string())) {
                 self.counters.opened_elsewhere.add(1);
                 out.push(Command::Open(open));

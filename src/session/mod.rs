@@ -16,6 +16,7 @@ mod continuity;
 mod dialog;
 pub mod digest;
 mod ending;
+mod errors;
 mod events;
 mod finding_log;
 mod history;

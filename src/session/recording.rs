@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::answer::Plan;
 use super::dialog::Dialog;
+use super::errors::Errors;
 use super::events::Events;
 use super::history::{History, Reading, Taken};
 use super::id::Id;
@@ -60,6 +61,7 @@ pub struct Recording {
     pub history: History,
     /// What changed so far, for the manifest.
     pub events: Events,
+    pub errors: Errors,
     pub asking: Asking,
     pub armed: Option<Mono>,
 }
@@ -438,6 +440,7 @@ impl Recording {
             sessions_begun: 0,
             history: History::default(),
             events: Events::default(),
+            errors: Errors::default(),
             asking: Asking::default(),
             armed: None,
         }
@@ -604,6 +607,7 @@ impl Recording {
             findings: self.history.findings(),
             model: self.history.current().clone(),
             events: self.events.list(),
+            errors: self.errors.manifest(),
             problems: [self.session.refused.clone(), self.history.problems(), self.events.problems()]
                 .concat(),
             files: Vec::new(),

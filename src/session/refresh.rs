@@ -200,6 +200,9 @@ impl Sessions {
         let Some(recording) = self.slots.get_mut(key) else { return };
         let expires = message.and_then(Message::session_expires);
         let renewed = message.is_none() && !recording.timer.is_some_and(|timer| timer.under_way());
+        if !(200..300).contains(&code) {
+            recording.errors.note(now.wall, "refresh_failed", &format!("our refresh was answered {code}"));
+        }
         match code {
             200..300 => recording.keep_alive(now, expires),
             // No answer, but meanwhile a request of the SRC that has agreed on the timer anew: it is not gone.
@@ -213,6 +216,7 @@ impl Sessions {
                 self.counters.refreshes_failed.add(1);
                 let wait = self.refresh_refused(key, code, message);
                 if let Some(wait) = wait {
+                    self.slots.get_mut(key).into_iter().for_each(|recording| recording.errors.retry());
                     self.refresh_later(now, key, wait);
                 }
             }

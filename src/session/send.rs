@@ -153,6 +153,9 @@ impl Sessions {
                 request.checked.to_tag.is_none(),
             );
         }
+        if let Some(recording) = request.owner.and_then(|key| self.slots.get_mut(key)) {
+            recording.errors.note(now.wall, refusal.code.to_string(), &refusal.why);
+        }
         self.respond(now, request, refusal.code, bytes, out);
     }
 
@@ -182,6 +185,9 @@ impl Sessions {
         let bytes = self.refusal(&message, &recording.dialog.local_tag, pending.flow, refusal);
         let (call_id, initial) = (recording.dialog.call_id.clone(), !recording.established());
         self.note_refusal(now, refusal, &call_id, pending.flow, initial);
+        if let Some(recording) = self.slots.get_mut(key) {
+            recording.errors.note(now.wall, refusal.code.to_string(), &refusal.why);
+        }
         self.respond_pending(now, key, pending, refusal.code, bytes, out);
     }
 

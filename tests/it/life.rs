@@ -279,11 +279,13 @@ fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
     let whole = [&first, &second].map(|path| fs::read(path).unwrap());
     fs::write(&first, [&whole[0][..], &[0; 5_000]].concat()).unwrap();
     fs::write(&second, [&whole[1][..], &whole[1][24..100]].concat()).unwrap();
-    // And what is damaged from its first record on.
-    let empty = dead.parts()[0].with_file_name(format!("{}.part", uuid_like(&dead.parts()[0])));
+    // And what never had a file at all, and what is damaged from its first record on.
+    let [empty, strange] = ["0123456789ab", "0123456789ac"]
+        .map(|end| dead.parts()[0].with_file_name(format!("{}.part", uuid_like(&dead.parts()[0], end))));
     fs::create_dir(&empty).unwrap();
+    fs::create_dir(&strange).unwrap();
     let damaged = [&whole[0][..24], &[0xff; 16], &whole[0][24..]].concat();
-    fs::write(empty.join("call.pcap"), &damaged).unwrap();
+    fs::write(strange.join("call.pcap"), &damaged).unwrap();
 
     let mut recorder = beside(&dead, &["--flush-interval", "100ms"]);
     let recordings = dead.committed(2);
@@ -292,8 +294,9 @@ fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
         (&stats["recordings"]["recovered"], &stats["recordings"]["recoveries_failed"]),
         (&2.into(), &1.into())
     );
+    assert!(!empty.exists(), "there was nothing to keep");
     assert_eq!(
-        fs::read(empty.join("call.pcap")).unwrap(),
+        fs::read(strange.join("call.pcap")).unwrap(),
         damaged,
         "nobody knows what it was: it stays as it is"
     );
@@ -331,9 +334,9 @@ fn what_a_dead_recorder_left_is_finished_at_the_next_start() {
 }
 
 /// A name of the same recorder for a recording that there is not.
-fn uuid_like(part: &Path) -> String {
+fn uuid_like(part: &Path, end: &str) -> String {
     let name = part.file_stem().unwrap().to_str().unwrap();
-    format!("{}{}", &name[..24], "0123456789ab")
+    format!("{}{}", &name[..24], end)
 }
 
 #[test]

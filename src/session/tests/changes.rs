@@ -143,7 +143,12 @@ fn offers_that_are_refused_leave_the_session() {
     let many = format!("{OFFER}m=audio 3 RTP/AVP 0\nm=audio 4 RTP/AVP 0\n");
     assert_eq!(codes(&r.udp(reinvite("a", &tag, 4, &many))), [503]);
     assert_eq!(r.ports(), (4, 2, 0));
-    assert_eq!(codes(&r.udp(bye("a", &tag, 5))), [200]);
+    let out = r.udp(bye("a", &tag, 5));
+    assert_eq!(codes(&out), [200]);
+    let errors = &manifest(&out).errors;
+    let counts: Vec<_> = errors.by_code.iter().map(|count| (&*count.code, count.times)).collect();
+    assert_eq!((counts, errors.retries), (vec![("488", 2), ("503", 1)], 0));
+    assert_eq!(&*errors.last.as_ref().unwrap().code, "503");
     r.event(Event::Closed { key });
     r.assert_whole();
 }

@@ -214,7 +214,9 @@ fn files_that_cannot_be_opened_are_opened_elsewhere() {
     assert_eq!(codes(&out), [200]);
     let tag = to_tag(&sent(&out)[0]);
     r.udp(ack("a", &tag, 1));
-    r.udp(bye("a", &tag, 2));
+    let errors = manifest(&r.udp(bye("a", &tag, 2))).errors.clone();
+    assert_eq!((&*errors.by_code[0].code, errors.by_code[0].times, errors.retries), ("open_failed", 1, 1));
+    assert_eq!(errors.last.unwrap().text, "cannot create directory x: No space left on device (os error 28)");
     r.event(Event::Closed { key });
 
     // Once and no more; and want of descriptors is everywhere the same.

@@ -184,6 +184,7 @@ fn an_src_that_is_gone() {
             None => r.pass(32 * SECOND),
         };
         assert_eq!(manifest(&out).end_cause.as_deref(), Some("refresh_failed"), "{status:?}");
+        assert_eq!(&*manifest(&out).errors.by_code[0].code, "refresh_failed", "{status:?}");
         assert!(sent(&out).last().unwrap().starts_with(b"BYE "), "{status:?}");
         assert_eq!(r.counters.refreshes_failed.get(), 1);
         r.event(Event::Closed { key });
