@@ -123,9 +123,16 @@ impl Sessions {
             return self.unknown_dialog(now, request, out);
         }
         self.answer_bye(now, request, out);
+        self.forgo_farewell(now, key);
+    }
+
+    /// The BYE that has waited is not sent. `false`: none has.
+    fn forgo_farewell(&mut self, now: Now, key: RecordingKey) -> bool {
         let farewell = self.slots.get_mut(key).and_then(|recording| recording.farewell.take());
+        let Some(farewell) = farewell else { return false };
         self.repeat_no_more(key);
-        self.parted(now, key, farewell.is_some_and(|farewell| farewell.closed));
+        self.parted(now, key, farewell.closed);
+        true
     }
 
     /// Nothing is owed to the SRC any more. `closed`: nor to the engine.
@@ -318,6 +325,11 @@ impl Sessions {
             }
             Drain::Ending { until, over: false } if until <= now.mono => {
                 self.drain = Drain::Ending { until, over: true };
+                // Nobody is here for as long as an ACK may take, and without it there is no BYE (RFC 3261 §15).
+                for key in self.slots.keys() {
+                    let forgone = self.forgo_farewell(now, key);
+                    self.counters.byes_unsent.add(u64::from(forgone));
+                }
             }
             _ => {}
         }

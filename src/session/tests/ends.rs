@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::counters::EndCause;
-use crate::limits::TRANSACTION_TIMEOUT;
+use crate::limits::{BYE_GRACE, TRANSACTION_TIMEOUT};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -262,6 +262,20 @@ fn a_bye_waits_for_the_ack() {
         r.assert_whole();
         assert_eq!((r.ended_by(EndCause::Operator), r.ended_by(EndCause::AckTimeout)), (1, 0));
     }
+}
+
+#[test]
+fn a_drain_waits_for_no_ack() {
+    let mut r = recorder(Ends::default());
+    let (key, _) = r.ended_unconfirmed("a");
+    r.event(Event::Closed { key });
+    r.committed(false);
+    r.event(Event::Drain { grace: Duration::ZERO });
+    r.pass(BYE_GRACE - Duration::from_millis(1));
+    assert!(!r.sessions.drained());
+    let out = sent(&r.pass(Duration::from_millis(1)));
+    assert!(r.sessions.drained() && !out.iter().any(|bytes| bytes.starts_with(b"BYE ")), "{out:?}");
+    assert_eq!(r.counters.byes_unsent.get(), 1);
 }
 
 #[test]
